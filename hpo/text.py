@@ -115,3 +115,12 @@ def hpo_command(verb: str, name: str, options: str = "") -> str:
 def _escape(text: str, escape: Callable[[str], str]) -> str:
     """Return text with non-printable characters except line feeds escaped."""
     return _UNUSUAL.sub(lambda match: match[0] if match[0].isprintable() else escape(match[0]), text)
+
+
+def duration(seconds: float) -> str:
+    """Return `1.5 s`, `2 min 05 s` or `1 h 02 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

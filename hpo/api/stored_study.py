@@ -216,19 +216,23 @@ class StoredStudy:
 
         return plot(self._storage, self.name, Path(folder), _several(kinds), _positive("write_figures", n), form)
 
-    def report(self) -> str:
-        """Return the HTML page that `hpo report` writes. Raises HpoError where no trial has ended."""
+    def report(self, form: Literal["html", "markdown"] = "html") -> str:
+        """Return the report that `hpo report` writes: an HTML page, or a section of Markdown for a paper's appendix.
+
+        Raises HpoError where no trial has ended.
+        """
         from hpo.results.report import report
 
-        return report(self._storage, self.name)
+        return report(self._storage, self.name, form)
 
-    def write_report(self, path: str | Path | None = None) -> Path:
-        """Write the report, by default to `NAME-report.html` in the current folder; return the file."""
+    def write_report(self, path: str | Path | None = None, form: Literal["html", "markdown"] = "html") -> Path:
+        """Write the report, by default to `NAME-report.html` or `.md` in the current folder; return the file."""
         from hpo.files import write_atomically
         from hpo.results.derived_names import file_stem
 
-        target = Path(f"{file_stem(self.name)}-report.html") if path is None else Path(path)
-        write_atomically(self.report(), target)
+        suffix = "md" if form == "markdown" else "html"
+        target = Path(f"{file_stem(self.name)}-report.{suffix}") if path is None else Path(path)
+        write_atomically(self.report(form), target)
         return target
 
     @property

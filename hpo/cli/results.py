@@ -31,6 +31,13 @@ from hpo.errors import UsageError
 command = functools.partial(app.command, rich_help_panel="Results")
 
 
+class ReportFormat(StrEnum):
+    """File formats of reports."""
+
+    HTML = "html"
+    MARKDOWN = "markdown"
+
+
 class FigureFormat(StrEnum):
     """File formats of figures."""
 
@@ -293,15 +300,20 @@ def report(
     name: Name,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Write to this file [default: NAME-report.html]"),
+        typer.Option("-o", "--output", metavar="FILE", help="Write to this file [default: NAME-report.html or .md]"),
     ] = None,
+    form: Annotated[
+        ReportFormat, typer.Option("--format", help="Write an HTML page, or Markdown for a paper's appendix")
+    ] = ReportFormat.HTML,
     storage: StorageUrl = None,
 ) -> None:
-    """Write a report: one HTML page that needs no network.
+    """Write a report: one HTML page that needs no network, or a section of Markdown.
 
-    The page shows the study file, figures, the best trials, the confirmation, the test result, and how to reproduce it.
+    The report has the study file, the best trials, the confirmation, the test result, and how to reproduce it. It
+    answers the checklists of conferences: runs, search space, selection rule, variance, seeds, splits, hardware,
+    compute. The page also has figures.
     """
-    print_line(hpo.load(name, storage=storage).write_report(output))
+    print_line(hpo.load(name, storage=storage).write_report(output, form.value))
 
 
 @command()

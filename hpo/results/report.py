@@ -1,13 +1,15 @@
-"""`hpo report`: one HTML page with a study's search space, results, figures, confirmation, verification and test.
+"""`hpo report`: a study's search space, results, confirmation, verification, test, and answers for a paper's checklist.
 
-The page of an objective study has the sections that need only values and seeds: no verification and no test.
+As one HTML page with figures, which needs no network, or as a Markdown section for a paper's appendix. The report of an
+objective study has the sections that need only values and seeds: no verification and no test.
 
-The page needs no network. It states what has not been done, and the commands that reproduce the results. Names and
-descriptions from users are text on the page, never markup. Reads studies and changes nothing.
+A report states what has not been done, and the commands that reproduce the results. Names and descriptions from users
+are text in it, never markup. Reads studies and changes nothing.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,10 +23,13 @@ from plotly.offline import get_plotlyjs
 
 from hpo.errors import HpoError
 from hpo.results.certificate import VerificationResult, certificate_of
+from hpo.results.checklist import SCORED, checklist, expected_best
 from hpo.results.confirm.result import Confirmation, find_confirmation
+from hpo.results.confirm.study import confirmations
 from hpo.results.confirm.text import CONFIRMATION_HEADING, conclusions, confirmation_rows
 from hpo.results.derived_names import file_stem
 from hpo.results.display.check import distribution_line, parameter_line
+from hpo.results.effort import EFFORT_HEADING, Effort, effort_of
 from hpo.results.figures.kinds import draw
 from hpo.results.figures.source import Source, in_words, read_source, space
 from hpo.results.final_test.result import evaluation_lines
@@ -40,34 +45,40 @@ from hpo.studyfile.writing import study_text
 from hpo.text import hpo_command, json_text
 from hpo.versions import versions
 
-SCORED = {"last": "after the last epoch", "best": "after its best epoch"}
-
 MAX_POINTS = 2000
 """Largest number of trials in a figure, evenly spread: a page with more of them opens slowly."""
 
 
-def report(storage: Storage, name: str) -> str:
-    """Return the HTML page of a study. Raises HpoError where no trial has ended."""
+TEMPLATES = {"html": "report.html.j2", "markdown": "report.md.j2"}
+
+MARKDOWN = re.compile(r"([\\`*_\[\]<>|$&])")
+"""Characters that have a meaning in a cell or a line of Markdown."""
+
+
+def report(storage: Storage, name: str, form: str = "html") -> str:
+    """Return the report of a study as a page, or as Markdown. Raises HpoError where no trial has ended."""
     study, found = any_stored_study(load_study(storage, name)), summary(storage, name)
     source = read_source(storage, name, limit=MAX_POINTS)
     certificate = certificate_of(found.user_attrs, name)
     confirmation, unconfirmed = None, ""
     try:
         confirmation = find_confirmation(storage, name)
-    except HpoError as error:  # a confirmation that is not finished: the page states that
+    except HpoError as error:  # a confirmation that is not finished: the report states that
         unconfirmed = str(error)
-    text = resources.files("hpo.results").joinpath("report.html.j2").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return page.from_string(text).render(
+    efforts = _efforts(storage, found, study)
+    return _template(form).render(
+        **(_drawn(source) if form == "html" else {}),
         study=study,
         command=lambda verb: hpo_command(verb, name),
         labels=[metric_label(metric) for metric in study.search.metrics],
         summary=_summary_lines(study, found, source, confirmation),
         space=[line.split(": ", 1) for line in _space(study, source)],
         facts=_facts(study, found, storage),
+        checklist=checklist(study, found, confirmation, found.user_attrs.get(DATA, {}), efforts),
+        effort_heading=EFFORT_HEADING,
+        efforts=[effort.cells() for effort in efforts],
+        expected=expected_best(study, source),
         ranked=_ranked(source),
-        figures=[_figure(figure) for figure in draw(source).values()],
-        plotly_js=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own script
         confirmation=None if confirmation is None else _confirmation(confirmation),
         unconfirmed=unconfirmed,
         networks=isinstance(study, Study),
@@ -81,6 +92,26 @@ def report(storage: Storage, name: str) -> str:
         versions=versions().items(),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
+
+
+def _drawn(source: Source) -> dict[str, Any]:
+    """Return the figures of the page, and the script that draws them."""
+    figures = [_figure(figure) for figure in draw(source).values()]
+    return {"figures": figures, "plotly_js": Markup(get_plotlyjs())}  # noqa: S704 - plotly's own script
+
+
+def _template(form: str) -> jinja2.Template:
+    text = resources.files("hpo.results").joinpath(TEMPLATES[form]).read_text(encoding="utf-8")
+    escapes = form == "html"  # Markdown is escaped by the filter `md`
+    environment = jinja2.Environment(autoescape=escapes, undefined=jinja2.StrictUndefined, trim_blocks=True)  # noqa: S701
+    environment.filters["md"] = lambda text: MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
+    return environment.from_string(text)
+
+
+def _efforts(storage: Storage, found: StudySummary, study: AnyStudy) -> list[Effort]:
+    """Return the effort of the search and of each of its confirmations."""
+    folds = (study.data.folds or 1) if isinstance(study, Study) else None
+    return [effort_of(storage, each, folds) for each in (found, *confirmations(storage, found.name))]
 
 
 def _file(study: AnyStudy) -> str:
@@ -210,6 +241,7 @@ def _commands(study: AnyStudy, confirmation: Confirmation | None) -> list[str]:
     if confirmation is not None:
         confirmed = [*(each.candidate for each in confirmation.ranked), *confirmation.lost]
         top = sum(candidate.can_win for candidate in confirmed)
-        commands.append(hpo_command("confirm", study.name, f"--top {top} --seeds {confirmation.seeds}"))
+        splits = f" --splits {confirmation.splits or 1}" if isinstance(study, Study) else ""
+        commands.append(hpo_command("confirm", study.name, f"--top {top} --seeds {confirmation.seeds}{splits}"))
     commands.append(hpo_command("export", study.name, f"{'--confirmed ' if confirmation else ''}-o best.json"))
     return [*commands, "hpo replay best.json"] if isinstance(study, Study) else commands

@@ -75,6 +75,7 @@ class HalvingSearch(PopulationSearch):
 
     def close(self) -> None:
         """Requeue the frozen trials, after their states are written: any worker can then continue them."""
+        super().close()
         if self._frozen:
             self._members_frozen.write()
             ids = {each.trial._trial_id: number for number, each in self._frozen.items()}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import datetime
 import math
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ from hpo.storage import (
     requeue_orphaned,
     running_trials,
 )
+from hpo.storage.work_records import WorkRecord
 from hpo.studyfile import AnyStudy
 from hpo.text import first_few
 
@@ -99,7 +101,11 @@ class Search(ABC):
     stop: threading.Event
     recent_errors: list[str] = field(default_factory=list)  # of the last populations, in order
     history: TrialHistory = field(init=False)
+    _work: WorkRecord = field(init=False)
     _running: dict[int, FrozenTrial] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._work = WorkRecord(self.storage, self._study_id)
 
     @property
     def idle_bytes(self) -> int:
@@ -151,14 +157,19 @@ class Search(ABC):
             self._claim_trials()
             claimed = bool(self._running)
             if claimed:
-                self._train()
+                start = time.perf_counter()
+                try:
+                    self._train()
+                finally:
+                    self._work.add(time.perf_counter() - start)
         finally:
             self.storage.requeue(trial._trial_id for trial in self._running.values())
             self._running = {}
         return claimed
 
-    def close(self) -> None:  # noqa: B027 - nothing to requeue
+    def close(self) -> None:
         """Requeue the trials that the search still claims. To be called when the search is not continued."""
+        self._work.write()
 
     def end_if_done(self) -> Reason | None:
         """Store the end of the study and return its reason; None while another worker's trials may still be requeued.

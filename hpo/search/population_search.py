@@ -48,6 +48,7 @@ class PopulationSearch(Search):
     _progress: dict[int, FrozenMember] = field(init=False, default_factory=dict)  # of running trials that continue
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         trials = self._read(-1, ())
         self.history = SamplerHistory(
             self.study, trials, self.before, self._constraints, count_pruned=self._count_pruned

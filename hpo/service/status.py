@@ -12,7 +12,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from hpo.errors import StorageError
-from hpo.results.display.progress import duration, pace
+from hpo.results.display.progress import pace
 from hpo.results.output import Output
 from hpo.results.study_facts import counts_by_state, counts_line
 from hpo.search.study_records import STUDY, foreign_study_error, trial_target
@@ -33,7 +33,7 @@ from hpo.storage import (
     trial_rates,
 )
 from hpo.storage.heartbeats import HEARTBEAT_TIMEOUT_S
-from hpo.text import columns, printable
+from hpo.text import columns, duration, printable
 
 PACE_S = 300.0
 """Seconds over which a study's pace is measured."""

@@ -66,6 +66,8 @@ def test_a_binary_file_is_not_written_to_a_terminal(monkeypatch: pytest.MonkeyPa
 def test_a_report_is_written(hpo: Run, launched: None, folder: Path) -> None:
     assert hpo("report", "tiny") == (0, "tiny-report.html\n", "")
     assert hpo("report", "tiny", "-o", "r.html") == (0, "r.html\n", "")
+    assert hpo("report", "tiny", "--format", "markdown") == (0, "tiny-report.md\n", "")
+    assert Path("tiny-report.md").read_text(encoding="utf-8").startswith("## Hyperparameter search: tiny\n")
     best = r"Best-1 \(trial \d+\): validation accuracy 0\.\d{4} in the search"
     assert re.search(best, (folder / "r.html").read_text())
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
 import threading
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -12,11 +15,16 @@ from optuna.trial import TrialState
 from stored_studies import tree, trial
 from tiny import search, study_of
 
+import hpo
 from hpo.errors import HpoError, UnknownStudyError
+from hpo.results.checklist import expected_best
 from hpo.results.confirm.study import create_confirming_study
+from hpo.results.effort import effort_of
+from hpo.results.figures.source import read_source
 from hpo.results.report import report
 from hpo.results.reproduce.verify import verify
-from hpo.storage import Storage
+from hpo.search.study_records import any_stored_study
+from hpo.storage import Storage, load_study, summary
 
 Store = Callable[..., optuna.Study]
 
@@ -92,13 +100,67 @@ def test_a_page_of_a_confirmed_and_verified_search(storage: Storage) -> None:
     for words in (
         "the search's best score, ",
         "baseline",
-        "hpo confirm tiny --top 2 --seeds 2",
+        "hpo confirm tiny --top 2 --seeds 2 --splits 1",
         "hpo export tiny --confirmed -o best.json",
         "1 trial, trained again alone on cpu in float64",
         "[optimizer] lr = { low = 0.001, high = 1.0, log = true }",
     ):
         assert words in found.text, words
     assert "Not confirmed" not in found.text
+
+
+def test_the_setup_answers_what_the_checklists_ask(storage: Storage) -> None:
+    search(study_of(training={"epochs": 1}, search={"trials": 3}), storage)
+    search(create_confirming_study(storage, "tiny", top=2, seeds=2), storage)
+    found = Page(report(storage, "tiny")).text
+    for words in (
+        "number of runs search: 3 complete of 3 trials; confirmation: ",
+        "over 2 fresh seeds on the split of the search (fewer than 10 seeds), among the 2 best configurations",
+        "simultaneous by Bonferroni",
+        "search.seed = 0",
+        "data.split_seed = 0",
+        "not evaluated by hpo test",
+        f"{len(os.sched_getaffinity(0))} cores",
+        f"hpo {hpo.__version__}, python",
+    ):
+        assert words in found, words
+    effort = effort_of(storage, summary(storage, "tiny"), 1)
+    assert (effort.epochs, effort.processes) == (3, 1)
+    assert effort.worked_s is not None
+    assert effort.elapsed_s is not None
+
+
+def test_a_study_of_an_earlier_version_has_no_record_of_its_machine(stored: Store, storage: Storage) -> None:
+    stored([trial(0.5)])
+    found = Page(report(storage, "digits")).text
+    assert "hardware not recorded software not recorded" in found
+    assert "selection rule the best trial by validation accuracy" in found
+    assert "variance none: each configuration was trained once" in found
+
+
+def test_the_expected_best_is_that_of_random_draws(stored: Store, storage: Storage) -> None:
+    values = [0.1, 0.4, 0.2, 0.3]
+    stored([trial(value) for value in values], tree(search={"sampler": "random"}))
+    study, source = any_stored_study(load_study(storage, "digits")), read_source(storage, "digits")
+    draws = {n: [max(each) for each in itertools.product(values, repeat=n)] for n in (1, 2, 4)}
+    assert expected_best(study, source) == [(str(n), f"{sum(each) / len(each):.4f}") for n, each in draws.items()]
+    load_study(storage, "digits").add_trial(trial(0.2, state=TrialState.PRUNED))
+    assert expected_best(study, read_source(storage, "digits")) == []
+
+
+@pytest.mark.parametrize("confirmed", [False, True])
+def test_markdown_has_whole_tables_and_no_markup_of_users(storage: Storage, confirmed: bool) -> None:
+    name = "a|b_*<b>$"
+    search(study_of(name=name, description="# one\n\n| two |", training={"epochs": 1}), storage)
+    if confirmed:
+        search(create_confirming_study(storage, name, top=1, seeds=2), storage)
+    text = report(storage, name, "markdown")
+    assert text.startswith("## Hyperparameter search: a\\|b\\_\\*\\<b\\>\\$\n\n# one \\| two \\|\n")
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) == (7 if confirmed else 6)
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+    assert ("tuning " in text) == confirmed
 
 
 def test_what_a_study_starts_from_is_named(stored: Store, storage: Storage) -> None:

@@ -47,11 +47,12 @@ class ConfirmationResult(Result[Confirmation]):
         metric = metric_label(found.study.search.first_metric)
         rows = [[cell.format(metric=metric) for cell in CONFIRMATION_HEADING], *confirmation_rows(found)]
         so_far = f", so far ({found.left} of {trials} runs are left)" if found.left else ", best first"
-        head = f"{found.original}: mean {metric} over {_runs_text(found)}{so_far}"
+        head = f"{found.original}: mean {metric} over {runs_text(found)}{so_far}"
         return [head, *columns(rows).splitlines(), *([] if found.left else conclusions(found))]
 
 
-def _runs_text(found: Confirmation) -> str:
+def runs_text(found: Confirmation) -> str:
+    """Return `10 fresh seeds on 5 fresh splits (only 287 validation examples)`."""
     splits = "the split of the search" if found.splits is None else f"{found.splits} fresh splits"
     return f"{found.seeds} fresh seeds" + (f" on {splits} ({found.splits_why})" if found.splits_why else "")
 

@@ -40,7 +40,7 @@ from hpo.search.events import (
     TrialsNotPromoted,
     WorkersSeen,
 )
-from hpo.text import json_line, number_ranges, printable
+from hpo.text import duration, json_line, number_ranges, printable
 
 TEXT_WIDTH = 74  # columns of the live lines without their bars
 
@@ -411,12 +411,3 @@ def pace(trials_a_second: float) -> str:
     if trials_a_second >= 0.1:
         return f"{trials_a_second:.1f} trials/s"
     return f"{60 * trials_a_second:.1f} trials/min"
-
-
-def duration(seconds: float) -> str:
-    """Return `1.5 s`, `2 min 05 s` or `1 h 02 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

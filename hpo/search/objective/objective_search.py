@@ -130,6 +130,7 @@ class ObjectiveSearch(Search):
     _refreshed: float = field(init=False, default=0.0)  # monotonic time of the last read of other workers' trials
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.history = ObjectiveHistory(self.study, self._read(-1, ()), self._store, self._store_report)
 
     @property
