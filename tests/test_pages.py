@@ -47,6 +47,7 @@ LONG = [
         for page in [
             "comparing",
             "metrics-and-losses",
+            "notebook",
             "objective-function",
             "other-tools",
             "python",

@@ -60,6 +60,12 @@ def main() -> float | None:
     hpo.launch(study, storage=1)  # type: ignore[arg-type]
     hpo.launch(study, progress="loud")  # type: ignore[arg-type]
     hpo.Optimizer(lr="0.1")  # type: ignore[arg-type]
+    hpo.Optimizer(kind="adamm", lr=0.1)  # type: ignore[arg-type]
+    hpo.Training(epochs=2, precision="float16")  # type: ignore[arg-type]
+    hpo.Data(x=np.zeros((4, 2)), y=[0, 1, 0, 1], x_test=curves["val_loss"], y_test=[1, 0])
+    hpo.Data(x=1)  # type: ignore[arg-type]
+    hpo.Network(module=hpo.Trial, args={"width": 3})
+    hpo.Task(loss=len)
     cases = {True: hpo.Network(activation="tanh")}
     hpo.Network(kind="mlp", batch_norm=hpo.Choices([True, False]), when={"batch_norm": cases})
     hpo.Network(kind="mlp", when={"batch_norm": {True: hpo.Optimizer(lr=0.1)}})  # type: ignore[dict-item]

@@ -1,4 +1,4 @@
-"""A launch in a real notebook's kernel: live lines in the front end, and "interrupt"."""
+"""A real notebook's kernel: live lines in the front end, "interrupt", and the cells of the page about notebooks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from deadlines import deadline
 from jupyter_client.manager import start_new_kernel
+from pages import blocks
 from tiny import tree
 
 Messages = list[dict[str, Any]]
@@ -81,3 +82,29 @@ def test_a_cell_shows_live_lines_and_can_be_interrupted(notebook: Notebook) -> N
     assert not of_kind(stopped, "error")
     assert "long: interrupted, 0 completed" in printed(stopped)
     assert printed(notebook.run("print(found.interrupted)")) == "True\n"
+
+
+@pytest.mark.slow
+def test_what_a_notebook_defines_is_data_and_code(notebook: Notebook) -> None:
+    """Run the page's cells, then change a cell, and restart."""
+    notebook.run("import torch; torch.set_num_threads(1)")
+    cells = [block.body for block in blocks("docs/how-to/notebook.md") if block.language == "python"]
+    shown = [notebook.run(cell) for cell in cells]
+    assert [of_kind(each, "error") for each in shown] == [[]] * len(cells)
+    assert "data.dataset and network.module: in the memory of this process, so no other process" in printed(shown[0])
+
+    (changed,) = of_kind(notebook.run(cells[0].replace("nn.ReLU()", "nn.Tanh()")), "error")
+    assert "memory:Net" in changed["evalue"]
+    assert "has changed since the study was created" in changed["evalue"]
+    (submitted,) = of_kind(notebook.run("hpo.submit(prices)"), "error")
+    assert "submit: data.dataset of study 'notebook-houses' is in the memory of this process" in submitted["evalue"]
+
+    notebook.manager.restart_kernel(now=True)
+    notebook.client.wait_for_ready(timeout=deadline())
+    (absent,) = of_kind(
+        notebook.run("import hpo; print(hpo.load('notebook').best); hpo.load('notebook').verify()"), "error"
+    )
+    assert "memory:Net was defined in another process" in absent["evalue"]
+    again = notebook.run(f"{cells[0]}\nprint(found.verify(1))")
+    assert not of_kind(again, "error")
+    assert "the largest difference of a score is 0" in printed(again)
