@@ -34,7 +34,7 @@ Ints: TypeAlias = Sequence[Int] | Choices
 
 Dataset: TypeAlias = Literal["digits", "mnist", "fashion_mnist", "cifar10", "breast_cancer", "wine", "diabetes"]
 Activation: TypeAlias = Literal["relu", "sigmoid", "tanh", "leaky_relu", "gelu", "elu", "silu"]
-OptimizerKind: TypeAlias = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lion"]
+OptimizerKind: TypeAlias = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lion", "muon"]
 Schedule: TypeAlias = Literal["constant", "step", "cosine", "onecycle", "plateau"]
 Sampler: TypeAlias = Literal["random", "tpe", "gp", "cmaes", "nsga2", "qmc", "grid"]
 Metric: TypeAlias = Literal[ValidationMetric, "parameters", "seconds_per_epoch"] | str | Callable[..., Any]
@@ -255,6 +255,8 @@ class Optimizer(Section):
     beta1: Float = 0.9
     beta2: Float = 0.999
     eps: Float | None = None
+    adamw_lr: Float | None = None
+    adjust_lr: Literal["original", "match_rms_adamw"] | Choices = "original"
     schedule: Schedule | Choices = "constant"
     step_every: Int = 10
     step_factor: Float = 0.1

@@ -43,6 +43,7 @@ from hpo.studyfile.values import (
 _CNN = UsedBy(("cnn",))
 _BUILT_IN = UsedBy(("mlp", "cnn"))
 _MODULE = UsedBy(("module",))
+_MUON = UsedBy(("muon",))
 _STEP = UsedBy(("step",), key="schedule")
 _ONECYCLE = UsedBy(("onecycle",), key="schedule")
 _PLATEAU = UsedBy(("plateau",), key="schedule")
@@ -111,14 +112,16 @@ class NetworkSettings(Settings):
 class OptimizerSettings(Settings):
     """`[optimizer]`: a trial's optimizer and learning rate schedule."""
 
-    kind: Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lion"] = "sgd"
+    kind: Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lion", "muon"] = "sgd"
     lr: AboveZero
     weight_decay: float = Field(0.0, ge=0)
-    momentum: Annotated[Fraction, UsedBy(("momentum", "nesterov"))] = 0.9
+    momentum: Annotated[Fraction, UsedBy(("momentum", "nesterov", "muon"))] = 0.9
     alpha: Annotated[Fraction, UsedBy(("rmsprop",))] = 0.99
-    beta1: Annotated[Fraction, UsedBy(("adam", "adamw", "lion"))] = 0.9
-    beta2: Annotated[Fraction, UsedBy(("adam", "adamw", "lion"))] = 0.999
-    eps: Annotated[AboveZero | None, UsedBy(("adagrad", "rmsprop", "adam", "adamw"))] = None
+    beta1: Annotated[Fraction, UsedBy(("adam", "adamw", "lion", "muon"))] = 0.9
+    beta2: Annotated[Fraction, UsedBy(("adam", "adamw", "lion", "muon"))] = 0.999
+    eps: Annotated[AboveZero | None, UsedBy(("adagrad", "rmsprop", "adam", "adamw", "muon"))] = None
+    adamw_lr: Annotated[AboveZero | None, _MUON] = None
+    adjust_lr: Annotated[Literal["original", "match_rms_adamw"], _MUON] = "original"
     schedule: Literal["constant", "step", "cosine", "onecycle", "plateau"] = "constant"
     step_every: Annotated[Positive, _STEP] = 10
     step_factor: Annotated[float, Field(gt=0, lt=1), _STEP] = 0.1

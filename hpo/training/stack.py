@@ -18,6 +18,7 @@ from hpo.training.device_data import DeviceSplit, steps_per_epoch
 from hpo.training.devices import widest_float
 from hpo.training.networks.user_defined import checked_output, with_output_check
 from hpo.training.networks.weights_file import State
+from hpo.training.optimizers.muon import hidden_matrices
 from hpo.training.optimizers.optimizer import FrozenOptimizer, Optimizer
 from hpo.training.optimizers.weight_averages import WeightAverages
 from hpo.training.randomness import batch_order, dropout_keys
@@ -122,6 +123,7 @@ class Stack:
             self._network.blocks,
             [member.config.optimizer for member in members],
             [member.state.folds[fold].optimizer for member in members if member.state is not None],
+            hidden_matrices(modules[0], split.task.outputs),
         )
         self._averages = WeightAverages(
             self._network.blocks,

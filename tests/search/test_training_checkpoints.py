@@ -52,6 +52,7 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
     "batch_norm": {"network": {"batch_norm": True, "dropout": 0.3}},
     "cnn": {"network": {"kind": "cnn", "conv": [2], "kernel": 3, "batch_norm": True}},
     "folds": {"data": {"folds": 3}, "network": {"batch_norm": True}},
+    "muon": {"optimizer": {"kind": "muon", "adamw_lr": 0.003}},
     "plateau": {"data": {"folds": 3}, "optimizer": {"schedule": "plateau"}, "training": {"ema": 0.9}},
     "clip": {"optimizer": {"kind": "adamw", "clip": 1.0, "weight_decay": 0.01, "schedule": "cosine"}},
 }

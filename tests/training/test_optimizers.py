@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch_reference import KINDS, assert_same, seeded, torch_optimizer
+from torch_reference import KINDS, assert_same, muon_in_float64, seeded, torch_optimizer
 
 from hpo.studyfile import OptimizerSettings
+from hpo.training.optimizers.muon import hidden_matrices
 from hpo.training.optimizers.optimizer import Optimizer
 from hpo.training.stacking.stacked_network import StackedNetwork
 from hpo.training.stacking.unstacked_network import UnstackedNetwork
@@ -22,6 +25,12 @@ X = torch.randn(20, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torc
 LABELS = torch.arange(6) % 3
 
 
+@pytest.fixture(autouse=True)
+def _exact_muon() -> Iterator[None]:
+    with muon_in_float64():
+        yield
+
+
 def network() -> nn.Module:
     """Return a network with weights, biases and norm parameters, without a bias before a norm: its gradient is 0."""
     return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.BatchNorm1d(4), nn.Linear(4, 3))
@@ -29,7 +38,7 @@ def network() -> nn.Module:
 
 def own_settings(kind: str, number: int) -> OptimizerSettings:
     """Return settings that differ between members in all hyperparameters of the kind."""
-    used: dict[str, dict[str, float]] = {
+    used: dict[str, dict[str, Any]] = {
         "momentum": {"momentum": (0.1, 0.5, 0.95)[number]},
         "rmsprop": {"alpha": (0.0, 0.9, 0.99)[number], "eps": (1e-8, 1e-3, 1e-1)[number]},
         "adam": {
@@ -40,6 +49,12 @@ def own_settings(kind: str, number: int) -> OptimizerSettings:
         "adagrad": {"eps": (1e-10, 1e-3, 1.0)[number]},
     }
     used["nesterov"], used["adamw"] = used["momentum"], used["adam"]
+    used["muon"] = {
+        **used["adam"],
+        **used["momentum"],
+        "adamw_lr": (0.002, 0.01, 0.3)[number],
+        "adjust_lr": ("match_rms_adamw", "original", "match_rms_adamw")[number],
+    }
     used["lion"] = {key: used["adam"][key] for key in ("beta1", "beta2")}
     rates = {"lr": (0.001, 0.03, 0.1)[number], "weight_decay": (0.0, 0.01, 0.3)[number]}
     return OptimizerSettings.model_validate({"kind": kind, **rates, **used.get(kind, {})})
@@ -48,7 +63,7 @@ def own_settings(kind: str, number: int) -> OptimizerSettings:
 def assert_same_steps(own: list[OptimizerSettings], leave_after: int | None = None) -> None:
     modules = seeded(network, len(own))
     stacked = StackedNetwork(modules, torch.float64)
-    optimizer = Optimizer(stacked.blocks, own)
+    optimizer = Optimizer(stacked.blocks, own, hidden=hidden_matrices(modules[0], 3))
     plain = {number: (module, torch_optimizer(module, own[number])) for number, module in enumerate(modules)}
     for step in range(STEPS):
         stacked.blocks.begin_step()
@@ -110,7 +125,7 @@ def test_weight_decay_does_not_change_biases_and_norm_parameters() -> None:
     modules = seeded(network, 2)
     stacked = StackedNetwork(modules, torch.float64)
     own = [OptimizerSettings(kind="sgd", lr=0.5, weight_decay=decay) for decay in (0.0, 0.4)]
-    optimizer = Optimizer(stacked.blocks, own)
+    optimizer = Optimizer(stacked.blocks, own, hidden=hidden_matrices(modules[0], 3))
     write_gradients(stacked, 0.0)
     optimizer.step()
     for number, factor in enumerate((1.0, 0.8)):
@@ -150,7 +165,7 @@ def test_a_parameter_without_a_gradient_is_not_updated(kind: str, clip: float | 
     (module,) = seeded(Skipping, 1)
     plain = copy.deepcopy(module)
     network, theirs = UnstackedNetwork(module, torch.float64), torch_optimizer(plain, own)
-    ours = Optimizer(network.blocks, [own])
+    ours = Optimizer(network.blocks, [own], hidden=hidden_matrices(module, 3))
     for step in range(STEPS):
         network.blocks.begin_step()
         losses(network(X[step], training=True)).backward()
@@ -186,7 +201,7 @@ def test_parameters_of_a_stack_without_a_gradient_are_not_updated(kind: str, com
     modules = seeded(Aside, 2)
     plain = [copy.deepcopy(module) for module in modules]
     stacked = StackedNetwork(modules, compute)
-    optimizer = Optimizer(stacked.blocks, own)
+    optimizer = Optimizer(stacked.blocks, own, hidden=hidden_matrices(modules[0], 3))
     optimizers = [torch_optimizer(module, each) for module, each in zip(plain, own, strict=True)]
     for step in range(5):
         stacked.blocks.begin_step()

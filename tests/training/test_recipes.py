@@ -14,8 +14,6 @@ from hpo.training.networks.builtin import build
 from hpo.training.population import train
 from hpo.training.stack import Member
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SPLIT = made_images(train=64)
 EPOCHS = 6
 

@@ -44,7 +44,7 @@ RECIPES: list[dict[str, dict[str, Any]]] = [
 
 
 def members(network: dict[str, Any], kind: str = "sgd", **training: Any) -> list[Member]:
-    lr = 0.01 if kind in ("adagrad", "rmsprop", "adam", "adamw", "lion") else 0.3
+    lr = 0.01 if kind in ("adagrad", "rmsprop", "adam", "adamw", "lion", "muon") else 0.3
     return [
         member(
             number,

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hpo.studyfile import Config, OptimizerSettings, TrainingSettings
 from hpo.training.device_data import DeviceSplit
 from hpo.training.networks.builtin import build
+from hpo.training.optimizers import muon
 from hpo.training.population import train
 from hpo.training.randomness import augmentation_numbers, batch_order, dropout_keys
 from hpo.training.seeds import member_seed
@@ -28,7 +31,7 @@ from hpo.training.stacking.dropout import Dropout
 from hpo.training.stacking.stacked_network import StackedNetwork
 from hpo.training.tasks.task import classification
 
-KINDS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lion")
+KINDS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lion", "muon")
 
 Curve = list[dict[str, float]]
 
@@ -50,6 +53,41 @@ class Lion(torch.optim.Optimizer):
                 c = beta1 * m + (1 - beta1) * g
                 theta -= lr * (torch.sign(c) + decay * theta)
                 self.state[theta]["m"] = beta2 * m + (1 - beta2) * g
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """torch.optim.Muon for all matrices but the output layer, the last one with as many rows, and AdamW."""
+
+    def __init__(self, module: nn.Module, settings: OptimizerSettings, outputs: int) -> None:
+        matrices = [each for each in module.parameters() if each.dim() == 2]
+        last = matrices.pop(max(index for index, each in enumerate(matrices) if len(each) == outputs))
+        others = [each for each in module.parameters() if each.dim() > 2]
+        vectors = [each for each in module.parameters() if each.dim() < 2]
+        super().__init__(matrices, {"lr": settings.lr})
+        decay, lr, betas = settings.weight_decay, settings.adamw_lr or settings.lr, (settings.beta1, settings.beta2)
+        self.both = [
+            torch.optim.Muon(matrices, settings.lr, decay, settings.momentum, adjust_lr_fn=settings.adjust_lr),
+            torch.optim.AdamW(
+                [{"params": [last, *others], "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}],
+                lr,
+                betas=betas,
+                eps=settings.eps or 1e-8,
+            ),
+        ]
+        self.param_groups = [group for each in self.both for group in each.param_groups]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for each in self.both:
+            each.step()
+
+
+@contextmanager
+def muon_in_float64() -> Iterator[None]:
+    """Run the Newton-Schulz iterations of torch and of hpo in float64: bfloat16 would hide small differences."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(muon, "ITERATION_TYPE", torch.float64)
+        patch.setattr(torch.Tensor, "bfloat16", lambda x: x.double().clone())
+        yield
 
 
 class Net(nn.Module):
@@ -134,7 +172,7 @@ def assert_same_curves(ours: Curve, other: Curve, rtol: float) -> None:
             assert abs(epoch[metric] - value) <= rtol * abs(value), metric
 
 
-def torch_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+def torch_optimizer(module: nn.Module, settings: OptimizerSettings, outputs: int = 3) -> torch.optim.Optimizer:
     """Return the optimizer of torch.optim, with weight decay on weights only."""
     weights = [each for each in module.parameters() if each.dim() > 1]
     vectors = [each for each in module.parameters() if each.dim() <= 1]
@@ -150,6 +188,7 @@ def torch_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opt
         "rmsprop": lambda: torch.optim.RMSprop(groups, lr, alpha=settings.alpha, **eps),
         "adam": lambda: torch.optim.Adam(groups, lr, betas=betas, **eps),
         "adamw": lambda: torch.optim.AdamW(groups, lr, betas=betas, **eps),
+        "muon": lambda: MuonWithAdamW(module, settings, outputs),
         "lion": lambda: Lion(groups, lr, betas),
     }
     return make[settings.kind]()
@@ -221,7 +260,7 @@ def plain_curve(trial: Member, split: DeviceSplit) -> Curve:
                 setattr(parent, name, keyed)
                 dropouts.append(keyed)
             previous = child
-    optimizer = torch_optimizer(module, settings.optimizer)
+    optimizer = torch_optimizer(module, settings.optimizer, split.task.outputs)
     size = settings.training.batch_size
     labels, steps = split.train_targets, len(_batches(split, 1, size))
     by_step, by_epoch = torch_schedulers(optimizer, settings.optimizer, settings.training.epochs, steps)

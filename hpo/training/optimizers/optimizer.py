@@ -9,7 +9,7 @@ updated, nor are its optimizer state and step count, as in torch where the gradi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hpo.studyfile import OptimizerSettings
+from hpo.training.optimizers.muon import muon
 from hpo.training.optimizers.rules import DECOUPLED, HYPERPARAMETERS, RULES, OptimizerState, hyperparameter
 from hpo.training.optimizers.schedules import Plateau, is_scheduled, learning_rates
 from hpo.training.stacking.parameter_blocks import ParameterBlocks, ParameterSlot
@@ -32,6 +33,7 @@ class _Part:
     state: OptimizerState
     decayed: bool
     step: int
+    hidden: torch.Size | None = None  # the shape of a hidden matrix, for Muon
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,21 @@ class Optimizer:
 
     `settings` has one entry per member; all have the same `kind`. `frozen` are the members' states to continue from;
     their step counts are equal, because members of one architecture at the same epoch have made the same steps.
+    `hidden` are the names of the matrices that Muon updates; AdamW updates the other parameters.
     """
 
     def __init__(
-        self, blocks: ParameterBlocks, settings: Sequence[OptimizerSettings], frozen: Sequence[FrozenOptimizer] = ()
+        self,
+        blocks: ParameterBlocks,
+        settings: Sequence[OptimizerSettings],
+        frozen: Sequence[FrozenOptimizer] = (),
+        hidden: Collection[str] = (),
     ) -> None:
         self._kind = settings[0].kind
         self._rule, states = RULES[self._kind]
         first = blocks.blocks[0].master
         self._blocks = blocks
+        self._hidden = hidden if self._kind == "muon" else ()
         self._states = [[torch.zeros_like(block.master) for _ in range(states)] for block in blocks.blocks]
         self._by_parameter = False  # True once a parameter lacked a gradient: each then counts its own steps
         steps = [0] * len(blocks.blocks)
@@ -127,17 +135,23 @@ class Optimizer:
         hyper, decoupled = self._hyper, self._kind in DECOUPLED
         if self._scheduled:
             hyper = {**hyper, "lr": self._rates.pop()}
+        # With Muon, the parameters that are no hidden matrices have a learning rate of their own.
+        others = {**hyper, "lr": hyper["lr"] * hyper["adamw_ratio"]} if self._hidden else hyper
         parts = self._parts_with_gradient()
         factors = None if self._clips is None or not parts else self._clip_factors(self._clips, parts)
         for part in parts:
             grad = self._gradient(part.grad)
             if factors is not None:
                 grad.mul_(factors)
+            of_part = others if part.hidden is None else hyper
             if part.decayed and decoupled:
-                part.master.mul_(1 - hyper["lr"] * hyper["weight_decay"])
+                part.master.mul_(1 - of_part["lr"] * of_part["weight_decay"])
             elif part.decayed:
                 grad.addcmul_(part.master, hyper["weight_decay"])
-            self._rule(part.master, grad, part.state, hyper, part.step)
+            if part.hidden is not None:
+                muon(part.master, grad, part.state, of_part, part.hidden)
+            else:
+                self._rule(part.master, grad, part.state, of_part, part.step)
         self._blocks.refresh()
 
     def select(self, members: Tensor) -> None:
@@ -163,13 +177,17 @@ class Optimizer:
     def _make_parts(self, steps: Sequence[int]) -> list[_Part]:
         """Return the parts with their step counts: one per block, or one per parameter where `_by_parameter`."""
         parts: list[_Part] = []
+        hidden = {slot: slot.value.shape[1:] for name, slot in self._blocks.slots.items() if name in self._hidden}
         for block, state in zip(self._blocks.blocks, self._states, strict=True):
             one_by_one = [(columns, [slot]) for columns, slot in block.parameters]
             whole = [(slice(None), [slot for _, slot in block.parameters])]
             for columns, slots in one_by_one if self._by_parameter else whole:
                 master, grad = block.master[:, columns], block.grad[:, columns]
                 moments = [moment[:, columns] for moment in state]
-                parts.append(_Part(slots, master, grad, moments, block.decayed, steps[len(parts)]))
+                # A matrix is a block of its own.
+                parts.append(
+                    _Part(slots, master, grad, moments, block.decayed, steps[len(parts)], hidden.get(slots[0]))
+                )
         return parts
 
     def _clip_factors(self, clips: Tensor, parts: Sequence[_Part]) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hpo.studyfile import OptimizerSettings
 
-HYPERPARAMETERS = ("lr", "weight_decay", "momentum", "alpha", "beta1", "beta2", "eps")
+HYPERPARAMETERS = ("lr", "weight_decay", "momentum", "alpha", "beta1", "beta2", "eps", "match_rms", "adamw_ratio")
+"""Keys of a rule's hyperparameters: those of settings, and the last two, derived from `adjust_lr` and `adamw_lr`."""
 DEFAULT_EPS = {"adagrad": 1e-10}
 """torch's default for eps where it is not 1e-8."""
 
@@ -74,13 +75,21 @@ RULES: dict[str, tuple[Rule, int]] = {
     "adam": (_adam, 2),
     "adamw": (_adam, 2),
     "lion": (_lion, 1),
+    "muon": (_adam, 2),
 }
-"""Each kind's update rule, and its number of state tensors of the parameters' size. Rules may overwrite gradients."""
-DECOUPLED = ("adamw", "lion")
+"""Each kind's update rule, and its number of state tensors of the parameters' size. Rules may overwrite gradients.
+
+That of `muon` is the one of parameters that are no hidden matrices (hpo/training/optimizers/muon.py).
+"""
+DECOUPLED = ("adamw", "lion", "muon")
 """Kinds whose weight decay shrinks the weights, not through the gradient."""
 
 
 def hyperparameter(settings: OptimizerSettings, name: str) -> float:
     """Return a hyperparameter, or torch's default for eps where it is not set."""
+    if name == "match_rms":
+        return float(settings.adjust_lr == "match_rms_adamw")
+    if name == "adamw_ratio":
+        return 1.0 if settings.adamw_lr is None else settings.adamw_lr / settings.lr
     value = getattr(settings, name)
     return float(DEFAULT_EPS.get(settings.kind, 1e-8) if value is None else value)
