@@ -1,6 +1,6 @@
 """Benchmark: what live tracking to a real MLflow server costs the training, on one machine.
 
-    nice -n -8 python benchmarks/tracking.py [--seconds 420] [--epochs 10] [--population 16]
+    nice -n -8 python benchmarks/tracking.py [--seconds 360] [--epochs 40] [--population 16]
 
 One launch of a long study with `--track mlflow`, on one thread. Its populations are equal work. In every other one the
 process that follows the study is stopped (SIGSTOP), and so the server is idle; in the next one it goes on, and writes
@@ -38,8 +38,8 @@ WITHOUT, WITH = "without", "with"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=420.0, help="measure for so many seconds")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=360.0, help="measure for so many seconds")
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--population", type=int, default=16)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -28,7 +28,10 @@ from hpo.tracking.targets import parse_targets
 POLL_S = 2.0
 """Seconds between two reads of the storage; more where reading and writing take long: see `TIME_FRACTION`."""
 
-TIME_FRACTION = 0.1
+RUNNING_S = 10.0
+"""Seconds between two writes of running trials, whose curves grow with every epoch; ended ones are written at once."""
+
+TIME_FRACTION = 0.25
 """The fraction of its time that the process spends at most on reading and writing, before the search has ended."""
 
 RETRY_S = 15.0
@@ -85,12 +88,16 @@ def follow(url: str, study: str, targets: Sequence[str], say: Say, wait: Callabl
     """Write the news of a study until `wait`, which waits for so many seconds, returns True; then all that is left."""
     storage = open_storage(url)
     try:
-        content, pause_s, is_last = StudyContent(storage, study), 0.0, False
+        content, pause_s, is_last, running_due = StudyContent(storage, study), 0.0, False, 0.0
         followed = [_Followed(Sync(storage, content, target)) for target in parse_targets(targets, "--track")]
         while not is_last:
             is_last = wait(pause_s)
             start = time.monotonic()
             news = content.news()
+            if not is_last and start < running_due:
+                news = [trial for trial in news if trial.has_ended]
+            else:
+                running_due = start + RUNNING_S
             for each in followed:
                 each.sync.add(news)
                 each.write(study, say, is_last)
