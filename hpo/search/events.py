@@ -80,7 +80,8 @@ class EpochEnded(Event):
 class PopulationEnded(Event):
     """A population has ended and is stored; `best` is its best score.
 
-    `frozen` members have trained up to epoch `frozen_at` and may continue later.
+    `frozen` members have trained up to epoch `frozen_at` and may continue later. The members' networks had `shapes`
+    different shapes, and trained in `stacks` stacks.
     """
 
     members: tuple[int, ...]
@@ -91,6 +92,8 @@ class PopulationEnded(Event):
     seconds: float
     frozen: int = 0
     frozen_at: int | None = None
+    shapes: int = 1
+    stacks: int = 1
 
 
 @dataclass(frozen=True)

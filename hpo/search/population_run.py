@@ -68,6 +68,7 @@ class PopulationRun:
         self._patience = {member.number: member.config.training.patience for member in members}
         self._curves: dict[int, Curve] = {number: member.curve for number, member in frozen.items()}
         self._frozen_count = 0
+        self._shapes = self._stacks = 1
         self._states: list[TrialState] = []
         self._dropped: set[int] = set()
         self._scores: list[float] = []
@@ -110,6 +111,8 @@ class PopulationRun:
                 seconds=time.perf_counter() - self._started_at,
                 frozen=self._frozen_count,
                 frozen_at=self._until if self._frozen_count else None,
+                shapes=self._shapes,
+                stacks=self._stacks,
             )
         )
         return self._error_kind
@@ -168,6 +171,7 @@ class PopulationRun:
     def _epoch_ended(self, result: EpochResult) -> None:
         """Store an epoch's metrics, and the members that ended with it."""
         epoch, search = result.epoch, self._search
+        self._shapes, self._stacks = max(self._shapes, result.shapes), max(self._stacks, result.stacks)
         metrics = {number: values for number, values in result.metrics.items() if number not in self._dropped}
         if self._is_first(result):  # a population that ran out of memory restarts: so do its members' curves
             for number, values in metrics.items():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,20 +35,41 @@ PER_MEMBER_SETTINGS = (
 )
 """Settings that may differ between members of a population, besides the numbers and schedule of the optimizer."""
 
+ELEMENTWISE_OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lion")
+"""Optimizers that update each element of a parameter by itself, so that zeros may be added to it."""
+
 PROOF_EXAMPLES = 4
 """Examples on which stacked and unstacked training are compared."""
 
 
 def shared_settings(config: Config) -> str:
-    """Return, as text, the settings that all members of a population share: those that change how a stack is built.
+    """Return, as text, the settings that all members of one architecture share: those that change how it is built.
 
     Settings per member and keys that cannot be searched are left out. So are the arguments of a user-defined module:
     their effect shows in the module's architecture.
     """
+    return repr(sorted(_shared(config).items()))
+
+
+def _shared(config: Config) -> dict[str, Any]:
     shared = config.model_dump(mode="json")
     for section, key in (*PER_MEMBER_SETTINGS, *unsearchable_keys(), ("network", "args")):
         del shared[section][key]
     shared["optimizer"] = shared["optimizer"]["kind"]
+    return shared
+
+
+def stack_key(config: Config) -> str:
+    """Return a text that is equal for members that can share a stack, in which their networks are padded to one size.
+
+    Lists of layers may differ in their numbers, and those of an mlp in length; a network without hidden layers differs.
+    With an optimizer whose update depends on the shape of a weight, nothing may differ.
+    """
+    shared, network = _shared(config), config.network
+    if config.optimizer.kind not in ELEMENTWISE_OPTIMIZERS:
+        return repr(sorted(shared.items()))
+    depth = min(1, len(network.hidden)) if network.kind == "mlp" else len(network.hidden)
+    shared["network"] |= {"hidden": depth, "conv": len(network.conv)}
     return repr(sorted(shared.items()))
 
 
@@ -73,11 +95,12 @@ def two_networks(settings: NetworkSettings, shape: Shape, classes: int, seed: in
 class Grouping:
     """The architectures of user-defined modules found so far on one split.
 
-    `warn` is called with a line of text for each architecture that cannot be stacked.
+    `warn` is called with a line of text for each architecture that cannot be stacked. With `apart`, members of
+    different architectures are different groups.
     """
 
-    def __init__(self, split: DeviceSplit, warn: Callable[[str], None]) -> None:
-        self._split, self._warn = split, warn
+    def __init__(self, split: DeviceSplit, warn: Callable[[str], None], apart: bool = False) -> None:
+        self._split, self._warn, self._apart = split, warn, apart
         self._architectures: dict[str, str] = {}  # arguments -> architecture
         self._reasons: dict[str, str | None] = {}  # architecture -> why it cannot be stacked
         self._not_freezable: set[str] = set()  # architectures
@@ -87,12 +110,14 @@ class Grouping:
     def key(self, member: Member) -> str:
         """Return a text that is equal for members that can train in one population, and different for all others.
 
-        A member whose module raises an exception is a group of its own; `can_stack` raises that exception.
+        Built-in networks of any shape train in one population, in several stacks, if they have the same epochs and
+        precision. A member whose module raises an exception is a group of its own; `can_stack` raises that exception.
         """
         shared = shared_settings(member.config)
         self._raised.pop(member.number, None)  # of an earlier attempt
         if member.config.network.kind != "module":
-            return shared
+            training = member.config.training
+            return shared if self._apart else f"built-in {training.epochs} {training.precision}"
         try:
             architecture = self._architecture(member)
         except Exception as error:  # noqa: BLE001 - raised by `can_stack`, so that only this member fails

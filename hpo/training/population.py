@@ -33,12 +33,18 @@ from multiprocessing.pool import ThreadPool
 from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
+from hpo.errors import HpoError
 from hpo.training.device_data import DeviceSplit
+from hpo.training.grouping import stack_key
 from hpo.training.networks.builtin import build
 from hpo.training.networks.user_defined import in_type, load_values
 from hpo.training.networks.weights_file import State
-from hpo.training.size import device_memory, measure_network, member_size
+from hpo.training.shapes.division import divide
+from hpo.training.shapes.padding import Padding
+from hpo.training.shapes.template import NetworkShape, largest_network, largest_settings, network_shape
+from hpo.training.size import device_memory, measure_network, member_size, shape_key
 from hpo.training.stack import DTYPES, Member, MemberMetrics, MemberState, Stack
 from hpo.training.stacking.trace import TraceCache
 
@@ -67,8 +73,9 @@ class EpochResult:
 
     `states(numbers)` returns copies of the weights after the epoch, by number, of members that trained in it; only
     where there are no folds;
-    `freeze(numbers)` returns their whole states. Call them before the generator continues; afterwards, and for other
-    numbers, they raise KeyError.
+    `freeze(numbers)` returns their whole states. Call both before the generator continues; afterwards, and for other
+    numbers, they raise KeyError. `shapes` is the number of different networks that began to train together, `stacks`
+    that of the stacks they were divided into, on one fold.
     """
 
     epoch: int
@@ -76,6 +83,8 @@ class EpochResult:
     failed: dict[int, str]
     states: Callable[[Collection[int]], dict[int, State]] = field(repr=False, compare=False)
     freeze: Callable[[Collection[int]], dict[int, MemberState]] = field(repr=False, compare=False)
+    shapes: int = 1
+    stacks: int = 1
 
 
 def train(
@@ -85,42 +94,62 @@ def train(
     timeout_s: float | None = None,
     stacked: bool = True,
     spent_s: float = 0,
-    traces: TraceCache | None = None,
+    traces: Callable[[str], TraceCache] | None = None,
 ) -> Generator[EpochResult, Collection[int], None]:
     """Train members of one group (see hpo/training/grouping.py), and yield an `EpochResult` per epoch.
 
-    The first epoch is the one after the members' states, or epoch 1.
+    Members of one architecture, in similar sizes, share stacks (hpo/training/shapes/). The first epoch is the one after
+    the members' states, or epoch 1.
 
     Send the numbers of the members to drop from the next epoch on. The generator ends after the last epoch, or when no
     member remains. A member with a metric that is not finite is reported in `failed` once and dropped.
 
     `precision` is a key of `DTYPES`. `timeout_s` limits the time of all epochs, in seconds, of which earlier
     populations of the members have taken `spent_s`. With `stacked` False, the one member's module runs unstacked.
-    `traces` is the cache of the group's graph; without it, every stack is traced.
+    `traces` returns the cache of an architecture's graph; without it, every stack is traced. Members that cannot be
+    trained fail alone, where the population has other architectures.
 
     Raises TrialTimeout for an epoch that ends, or hangs, after the timeout, CannotStackError for modules that cannot be
     stacked, and MemoryError for members that need more memory than the device has.
     """
+    mixed = len({stack_key(member.config) for member in members}) > 1
+    shapes = len({shape_key(member.config.network) for member in members})
     deadline = None if timeout_s is None else time.monotonic() + timeout_s - spent_s
     folds, workers, threads = _make_stacks(members, split, precision, stacked, traces)
+    stacks_at_first = len(folds[0])
     with _parallel_epochs(workers, threads) as run:
         for epoch in range(members[0].epoch + 1, members[0].config.training.epochs + 1):
             left = None if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
             try:
-                parts = iter(run([(stack, epoch) for stacks in folds for stack in stacks], left))
+                parts = run([(stack, epoch) for stacks in folds for stack in stacks], left)
             except multiprocessing.TimeoutError as error:
                 raise TrialTimeout(f"took longer than search.trial_timeout, {timeout_s:g} s (epoch {epoch})") from error
-            values = _mean_over_folds([dict(_items(next(parts) for _ in stacks)) for stacks in folds])
-            failed = {n: _failure_reason(epoch, metrics) for n, metrics in values.items() if not _is_finite(metrics)}
+            failed = _untrainable(parts, itertools.chain.from_iterable(folds), mixed)
+            trained_parts = ({} if isinstance(part, HpoError) else part for part in parts)
+            by_fold = [dict(_items(next(trained_parts) for _ in stacks)) for stacks in folds]
+            values = _mean_over_folds([{n: each for n, each in fold.items() if n not in failed} for fold in by_fold])
+            failed |= {n: _failure_reason(epoch, metrics) for n, metrics in values.items() if not _is_finite(metrics)}
             finite = {number: metrics for number, metrics in values.items() if number not in failed}
             trained = list(folds)
-            dropped = yield EpochResult(epoch, finite, failed, partial(_states, trained), partial(_frozen, trained))
+            states, freeze = partial(_states, trained), partial(_frozen, trained)
+            dropped = yield EpochResult(epoch, finite, failed, states, freeze, shapes, stacks_at_first)
             trained.clear()  # a result that is stored somewhere must not keep the stacks alive
             for stack in itertools.chain.from_iterable(folds):
                 stack.remove({*failed, *(dropped or ())})
             folds = [[stack for stack in stacks if stack.numbers] for stacks in folds]
             if not folds[0]:
                 return
+
+
+def _untrainable(parts: Sequence[MemberMetrics | HpoError], stacks: Iterable[Stack], mixed: bool) -> dict[int, str]:
+    """Return the reasons of members whose stacks raised errors. Raises the error where all have one architecture."""
+    reasons: dict[int, str] = {}
+    for part, stack in zip(parts, stacks, strict=True):
+        if isinstance(part, HpoError):
+            if not mixed:
+                raise part
+            reasons |= dict.fromkeys(stack.numbers, str(part))
+    return reasons
 
 
 Folds = list[list[Stack]]
@@ -163,52 +192,117 @@ def _items(parts: Iterable[dict[int, T]]) -> Iterator[tuple[int, T]]:
 
 
 def _make_stacks(
-    members: Sequence[Member], split: DeviceSplit, precision: str, stacked: bool, traces: TraceCache | None
+    members: Sequence[Member],
+    split: DeviceSplit,
+    precision: str,
+    stacked: bool,
+    traces: Callable[[str], TraceCache] | None,
 ) -> tuple[Folds, int, int]:
-    """Return each fold's stacks of about equal size, the stacks that train at a time, and the threads of each stack."""
-    config = members[0].config
-    if config.network.kind != "module":  # check first: an operating system may promise memory that it does not have
-        size = member_size(config, split.shape, split.task.outputs, precision, len(split.folds))
-        least = len(members) * size.least_bytes
-        if least > device_memory(split.device):
-            raise MemoryError(f"{len(members)} members need at least {least:,} bytes")
+    """Return each fold's stacks, the stacks that train at a time, and the threads of each stack."""
+    _require_memory(members, split, precision)
     modules = [
         [build(m.config.network, split.shape, split.task.outputs, m.seed).to(split.device) for m in members]
         for _ in split.folds
     ]
+    keys = [_shape_key(member, module) for member, module in zip(members, modules[0], strict=True)]
+    firsts = {key: keys.index(key) for key in keys}
     # A multiplication and an addition each for the output, for its gradient and for the weight's gradient.
-    step = 6 * measure_network(modules[0][0], split.shape).products * config.training.batch_size
+    flops = {
+        key: 6 * measure_network(modules[0][i], split.shape).products * members[i].config.training.batch_size
+        for key, i in firsts.items()
+    }
     cores = torch.get_num_threads() if split.device.type == "cpu" else 1
-    threads = max(1, min(cores, step * len(members) // MIN_STEP_FLOPS_PER_THREAD))
+    threads = max(1, min(cores, sum(flops[key] for key in keys) // MIN_STEP_FLOPS_PER_THREAD))
     count = min(threads, len(members))
+    shapes: list[NetworkShape] = []
+    if len(firsts) > 1:
+        found = {key: network_shape(members[i].config.network, modules[0][i], split.shape) for key, i in firsts.items()}
+        shapes = [found[key] for key in keys]
+        batch_sizes = [member.config.training.batch_size for member in members]
+        parts = divide([stack_key(member.config) for member in members], shapes, batch_sizes, count)
+    else:
+        bounds = [len(members) * part // count for part in range(count + 1)]
+        parts = [list(range(start, end)) for start, end in pairwise(bounds)]
     for fold, of_fold in enumerate(modules):
         for member, module in zip(members, of_fold, strict=True):
             in_type(module, DTYPES[precision])
             if member.state is not None:
                 load_values(module, member.state.folds[fold].network)
     typed = split.in_type(DTYPES[precision])  # once for all stacks: the split may be large
-    bounds = [len(members) * part // count for part in range(count + 1)]
-    folds = [
-        [
-            Stack(members[start:end], of_fold[start:end], typed.folds[fold], fold, stacked, traces)
-            for start, end in pairwise(bounds)
-        ]
-        for fold, of_fold in enumerate(modules)
-    ]
+
+    def make(part: Sequence[int], fold: int) -> Stack:
+        of_part = [modules[fold][i] for i in part]
+        own = [shapes[i] for i in part] if shapes else []
+        return _make_stack([members[i] for i in part], of_part, own, typed, fold, precision, stacked, traces)
+
+    folds = [[make(part, fold) for part in parts] for fold in range(len(modules))]
     return folds, count, threads // count
+
+
+def _shape_key(member: Member, module: nn.Module) -> tuple[object, ...]:
+    """Return what members share whose networks need no padding in one stack."""
+    tensors = tuple((name, value.shape) for name, value in module.state_dict().items() if isinstance(value, Tensor))
+    return stack_key(member.config), tensors
+
+
+def _require_memory(members: Sequence[Member], split: DeviceSplit, precision: str) -> None:
+    """Raise MemoryError for members whose least sizes exceed the device's memory.
+
+    An operating system may promise memory that it does not have.
+    """
+    if members[0].config.network.kind != "module":
+        sizes, least = dict[str, int](), 0
+        for member in members:
+            key = f"{shape_key(member.config.network)} {member.config.optimizer.kind}"
+            if key not in sizes:
+                size = member_size(member.config, split.shape, split.task.outputs, precision, len(split.folds))
+                sizes[key] = size.least_bytes
+            least += sizes[key]
+        if least > device_memory(split.device):
+            raise MemoryError(f"{len(members)} members need at least {least:,} bytes")
+
+
+def _make_stack(
+    members: Sequence[Member],
+    modules: Sequence[nn.Module],
+    shapes: Sequence[NetworkShape],
+    split: DeviceSplit,
+    fold: int,
+    precision: str,
+    stacked: bool,
+    traces: Callable[[str], TraceCache] | None,
+) -> Stack:
+    """Return a stack of members of one architecture, or of several `shapes` that are padded to one."""
+    padding = None
+    if len({tuple(each.tensors.items()) for each in shapes}) > 1:
+        settings = [member.config.network for member in members]
+        largest = largest_settings(settings)
+        template = in_type(largest_network(settings, split.shape, split.task.outputs), DTYPES[precision])
+        template = template.to(split.device)
+        padding = Padding([each.own_shape(largest) for each in shapes], template)
+        modules = padding.modules(modules, template)
+    found = traces(repr(_shape_key(members[0], modules[0]))) if traces is not None else None
+    return Stack(members, modules, split.folds[fold], fold, stacked, found, padding)
 
 
 @contextmanager
 def _parallel_epochs(
     stacks: int, threads: int
-) -> Iterator[Callable[[Sequence[tuple[Stack, int]], float | None], list[MemberMetrics]]]:
+) -> Iterator[Callable[[Sequence[tuple[Stack, int]], float | None], list[MemberMetrics | HpoError]]]:
     """Yield a function that trains one epoch of all stacks in parallel, each in a thread that uses `threads` cores.
 
     Its second argument is a timeout in seconds. A thread that hangs remains until the process ends: nothing else can
     end it.
     """
     with ThreadPool(stacks, torch.set_num_threads, (threads,)) as pool:
-        yield lambda epochs, timeout_s: pool.starmap_async(Stack.epoch, epochs, 1).get(timeout_s)
+        yield lambda epochs, timeout_s: pool.starmap_async(_epoch, epochs, 1).get(timeout_s)
+
+
+def _epoch(stack: Stack, epoch: int) -> MemberMetrics | HpoError:
+    try:
+        return stack.epoch(epoch)
+    except HpoError as error:
+        return error
 
 
 def _is_finite(metrics: dict[str, float]) -> bool:

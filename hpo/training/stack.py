@@ -22,6 +22,7 @@ from hpo.training.optimizers.muon import hidden_matrices
 from hpo.training.optimizers.optimizer import FrozenOptimizer, Optimizer
 from hpo.training.optimizers.weight_averages import WeightAverages
 from hpo.training.randomness import batch_order, dropout_keys
+from hpo.training.shapes.padding import Padding
 from hpo.training.stacking.layers import Keyed
 from hpo.training.stacking.stacked_network import StackedNetwork
 from hpo.training.stacking.trace import TraceCache
@@ -87,7 +88,8 @@ class Member:
 class Stack:
     """Members of one architecture that train together, on the device and in the type `compute` of the split.
 
-    `modules` are the members' networks, with the values of the members' states. `split` is the fold of index `fold`.
+    `modules` are the members' networks, with the values of the members' states. Where they were padded to one
+    architecture, `padding` has their own shapes. `split` is the fold of index `fold`.
     With `stacked` False there is one member, whose module runs unstacked. `traces` is the cache of the architecture's
     graph. All members have trained the same number of epochs, `epochs_trained`. `numbers` are the trial numbers of the
     members that remain.
@@ -101,8 +103,10 @@ class Stack:
         fold: int = 0,
         stacked: bool = True,
         traces: TraceCache | None = None,
+        padding: Padding | None = None,
     ) -> None:
         first = members[0].config
+        self._padding = padding
         self.epochs_trained = members[0].epoch
         assert all(member.epoch == self.epochs_trained for member in members), "a stack has members of one epoch"
         self.numbers = [member.number for member in members]
@@ -114,7 +118,7 @@ class Stack:
         assert stacked or len(modules) == 1, "only a stack has several members"
         self._network: StackedNetwork | UnstackedNetwork
         if stacked:
-            self._network = StackedNetwork(modules, split.compute, traces)
+            self._network = StackedNetwork(modules, split.compute, traces, padding)
         else:
             self._network = UnstackedNetwork(
                 with_output_check(modules[0], split.task.outputs, first.network, split.task.output_noun), split.compute
@@ -192,7 +196,7 @@ class Stack:
         batches = list(torch.split(order, size))[: steps_per_epoch(len(targets), size)]
         network = self._network
         dropouts: Sequence[Keyed] = network.dropouts
-        keys = dropout_keys(self._seeds, epoch, len(batches), len(dropouts)).to(device)
+        keys = self._dropout_keys(epoch, len(batches), len(dropouts)).to(device)
         smoothing = None
         if any(self._smoothings):
             smoothing = torch.tensor(self._smoothings, dtype=self._sum_type, device=device).unsqueeze(1)
@@ -209,6 +213,15 @@ class Stack:
             self._averages.update()
             totals += sums
         return totals / sum(len(batch) for batch in batches)
+
+    def _dropout_keys(self, epoch: int, steps: int, layers: int) -> Tensor:
+        """Return the keys of an epoch's masks, [steps, layers, K, 1]; a member's depend on its own number of layers."""
+        if self._padding is None:
+            return dropout_keys(self._seeds, epoch, steps, layers)
+        keys = torch.zeros(steps, layers, len(self._seeds), 1, dtype=torch.int64)
+        for index, (seed, own) in enumerate(zip(self._seeds, self._padding.members, strict=True)):
+            keys[:, : len(own.dropouts), index] = dropout_keys([seed], epoch, steps, len(own.dropouts))[:, :, 0]
+        return keys
 
     def _outputs(self, examples: Tensor, training: bool) -> Tensor:
         """Return the members' outputs for examples [B, ...], [K, B, outputs]. Raises SettingError for another shape."""

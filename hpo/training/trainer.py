@@ -1,4 +1,4 @@
-"""Train trials of any settings on one split: group them by architecture, fit populations to memory, train.
+"""Train trials of any settings on one split: group them into populations, fit populations to memory, train.
 
 `Trainer.train` is the generator of a population (see `population.train`). It trains in smaller populations where memory
 is too small, and replaces `precision = "auto"` by the fastest precision. `Trainer.run` trains members that are not
@@ -19,7 +19,7 @@ from hpo.studyfile import Config
 from hpo.training.device_data import DeviceSplit
 from hpo.training.devices import is_out_of_memory
 from hpo.training.early_stopping import has_stopped_improving
-from hpo.training.grouping import Grouping
+from hpo.training.grouping import Grouping, shared_settings
 from hpo.training.networks.weights_file import State
 from hpo.training.population import EpochResult, train
 from hpo.training.size import count_parameters, shape_key
@@ -43,14 +43,15 @@ MAX_TRACES = 32
 """Architectures whose graphs a trainer stores."""
 
 GroupKey = tuple[str, int, int]
-"""Architecture, epoch and index of the split that the members of a population share."""
+"""Key of a group (see `Grouping.key`), epoch and index of the split that the members of a population share."""
 
 
 class Trainer:
     """Trains members on their splits, which are on one device; `others` are the splits of index 1 and up.
 
     `auto_precision` replaces `precision = "auto"`. `warn` is called with a line of text for a population that had to be
-    made smaller, and for modules that cannot be stacked. `timeout_s` limits the training time of each population.
+    made smaller, and for modules that cannot be stacked. `timeout_s` limits the training time of each population. With
+    `apart`, networks of different shapes train in different populations, so that each has its own time.
     """
 
     def __init__(
@@ -60,12 +61,13 @@ class Trainer:
         warn: Callable[[str], None],
         timeout_s: float | None = None,
         others: Sequence[DeviceSplit] = (),
+        apart: bool = False,
     ) -> None:
         self._split, self._auto, self._warn, self._timeout_s = split, auto_precision, warn, timeout_s
         self._max_members: int | None = None
         self._parameters: dict[str, int] = {}
         self._splits = (split, *others)
-        self._grouping = Grouping(split, warn)
+        self._grouping = Grouping(split, warn, apart)
         self._traces: dict[str, TraceCache] = {}  # architecture -> its graph
 
     @property
@@ -115,8 +117,11 @@ class Trainer:
         try:
             used = self._auto if precision == "auto" else precision
             stacked = self._grouping.can_stack(members[0])
-            traces = self._traces_of(self._grouping.key(members[0]))
-            split = self._splits[members[0].split]
+            split, group = self._splits[members[0].split], self._grouping.key(members[0])
+
+            def traces(architecture: str) -> TraceCache:
+                return self._traces_of(f"{group} {architecture}")
+
             yield from train(members, split, used, self._timeout_s, stacked, spent_s, traces)
             return
         except CannotStackError as error:  # these members cannot be stacked, although two such modules could
@@ -136,12 +141,35 @@ class Trainer:
                 yield from self.train([member], spent_s)
             return
         # Outside the handler: its traceback would keep the population's tensors alive.
+        if len(parts := self._architectures(members)) > 1:
+            yield from self._train_apart(parts, spent_s)
+            return
         if self._max_members is None:
             self._warn(f"out of memory with {len(members)} networks at once: continuing with half as many")
         self._max_members = len(members) // 2
         if self._split.device.type == "cuda":
             torch.cuda.empty_cache()
         yield from self.train(members, spent_s)
+
+    @staticmethod
+    def _architectures(members: Sequence[Member]) -> list[list[Member]]:
+        """Return the members of each architecture."""
+        found: dict[str, list[Member]] = {}
+        for member in members:
+            found.setdefault(shared_settings(member.config), []).append(member)
+        return list(found.values())
+
+    def _train_apart(
+        self, parts: Sequence[list[Member]], spent_s: float
+    ) -> Generator[EpochResult, Collection[int], None]:
+        """Train populations one after the other; members that cannot be trained fail without the others."""
+        self._warn(f"out of memory with networks of {len(parts)} shapes at once: continuing with one shape at a time")
+        for part in parts:
+            try:
+                yield from self.train(part, spent_s)
+            except HpoError as error:
+                reasons = dict.fromkeys((member.number for member in part), str(error))
+                yield EpochResult(part[0].epoch + 1, {}, reasons, lambda numbers: {}, lambda numbers: {})
 
     def _traces_of(self, architecture: str) -> TraceCache:
         """Return the cache of an architecture's graph; drop the one used longest ago where there are too many."""

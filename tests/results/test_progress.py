@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -277,3 +278,10 @@ def test_every_display_knows_how_the_study_ended() -> None:
 )
 def test_the_display_suits_the_terminal(console: Console, kind: type[QuietProgress]) -> None:
     assert type(progress_on(console)) is kind
+
+
+def test_a_population_of_several_shapes_names_its_stacks() -> None:
+    one = PopulationEnded(members=(0, 1, 2, 3), completed=4, pruned=0, failed=0, best=0.5, seconds=1.0)
+    for shapes, stacks, text in ((3, 2, " (3 shapes in 2 stacks),"), (2, 1, " (2 shapes in 1 stack),"), (1, 2, ",")):
+        line = shown(PlainProgress(console(), Clock()), [STARTED, replace(one, shapes=shapes, stacks=stacks)])
+        assert f"4 completed, 0 pruned, 0 failed in 1.0 s{text} best so far" in line

@@ -15,14 +15,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_reference import config, curves, made_images, member
+from torch_reference import assert_same_curves, config, curves, made_images, member
 
-from hpo.errors import InterruptionError
+from hpo.errors import HpoError, InterruptionError
 from hpo.training.devices import is_out_of_memory
 from hpo.training.early_stopping import has_stopped_improving
 from hpo.training.networks.builtin import build
+from hpo.training.optimizers.optimizer import FrozenOptimizer
 from hpo.training.population import EpochResult
-from hpo.training.stack import Member
+from hpo.training.stack import Member, MemberState
 from hpo.training.trainer import Outcome, Trainer
 
 SPLIT = made_images()
@@ -54,24 +55,53 @@ def test_members_that_differ_in_per_member_settings_are_one_group() -> None:
     assert all(len(curve) == 3 for curve in together.values())
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"hidden": [12]},
-        {"activation": "tanh"},
-        {"batch_norm": True},
-        {"kind": "cnn", "conv": [2], "kernel": 3},
-        {"optimizer": {"kind": "adam"}},
-        {"batch_size": 7},
-        {"epochs": 4},
-        {"precision": "float32"},
-        {"training": {"flip": 0.5}},
-        {"training": {"shift": 1}},
-    ],
-)
-def test_members_that_differ_in_other_settings_are_two_groups(other: dict[str, Any]) -> None:
+SHAPES: list[dict[str, Any]] = [
+    {"hidden": [12]},
+    {"activation": "tanh"},
+    {"batch_norm": True},
+    {"kind": "cnn", "conv": [2], "kernel": 3},
+    {"optimizer": {"kind": "adam"}},
+    {"batch_size": 7},
+    {"training": {"flip": 0.5}},
+    {"training": {"shift": 1}},
+]
+
+
+def test_networks_of_all_shapes_are_one_group_unless_each_needs_its_own_time() -> None:
+    assert groups({}, *SHAPES) == [list(range(9))]
+    members = [member(number, config(**each)) for number, each in enumerate([*SHAPES, *SHAPES])]
+    apart = Trainer(SPLIT, "float32", pytest.fail, apart=True).groups(members)
+    assert [[each.number for each in group] for group in apart] == [[n, n + 8] for n in range(8)]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_members_of_one_population_train_as_alone_whatever_their_shapes(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpo.training.population.MIN_STEP_FLOPS_PER_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    members = [member(number, config(**{"lr": 0.01, "epochs": 1, **each})) for number, each in enumerate([*SHAPES, {}])]
+    together, _ = curves(members, SPLIT)
+    for each in members:
+        alone, _ = curves([each], SPLIT)
+        assert_same_curves(together[each.number], alone[each.number], rtol=1e-9)
+
+
+@pytest.mark.parametrize("other", [{"epochs": 4}, {"precision": "float32"}])
+def test_members_of_different_epochs_or_precisions_are_two_groups(other: dict[str, Any]) -> None:
     assert groups({}, other, {}, other) == [[0, 2], [1, 3]]
     assert groups(other, {}) == [[0], [1]]
+
+
+def test_members_that_cannot_be_trained_fail_without_the_others() -> None:
+    members = [member(0, config(batch_norm=True, batch_size=1)), member(1, config(hidden=[3]))]
+    found, failed = curves(members, SPLIT)
+    assert failed.keys() == {0}
+    assert "a batch of one value cannot be normalized" in failed[0]
+    assert not found[0]
+    assert len(found[1]) == 3
+    with pytest.raises(HpoError, match="cannot be normalized"):
+        curves(members[:1], SPLIT)
 
 
 def test_the_precision_is_that_of_the_members_or_of_auto() -> None:
@@ -84,10 +114,10 @@ def test_the_precision_is_that_of_the_members_or_of_auto() -> None:
 
 def test_other_errors_are_not_mistaken_for_out_of_memory() -> None:
     members = [
-        member(0, config(hidden=[3])),
-        member(1, config(hidden=[4])),
-    ]  # two architectures in one population: a programming error
-    with pytest.raises(Exception, match="differ"):
+        member(0, config(epochs=3)),
+        Member(1, config(epochs=3), 0, state=MemberState(1, {}, FrozenOptimizer([], {}))),
+    ]
+    with pytest.raises(Exception, match="Missing key"):  # members of two epochs in one population: a programming error
         next(Trainer(SPLIT, "float32", pytest.fail).train(members))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
@@ -252,7 +282,7 @@ def test_ended_members_stay_ended_when_the_population_is_made_smaller() -> None:
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_a_stop_ends_training_without_a_result(stop_after: int) -> None:
     with pytest.raises(InterruptionError, match="stopped"):
-        run([{}, {"hidden": [5]}], stop_after)
+        run([{}, {"epochs": 4}], stop_after)
 
 
 def test_a_stop_in_the_last_epoch_has_no_effect() -> None:

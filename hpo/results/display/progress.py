@@ -386,11 +386,13 @@ def _numbered(numbers: Sequence[int]) -> str:
 
 
 def population_line(event: PopulationEnded) -> str:
-    """Return the counts of a population that has ended or is frozen, and its duration."""
+    """Return the counts of a population that has ended or is frozen, its duration, and its stacks if shapes differ."""
     counts = {"completed": event.completed, "pruned": event.pruned, "failed": event.failed}
     if event.frozen:
         counts = {f"frozen at epoch {event.frozen_at}": event.frozen, **{w: n for w, n in counts.items() if n}}
-    return f"population: {', '.join(f'{n} {word}' for word, n in counts.items())} in {duration(event.seconds)}"
+    stacks = f"{event.stacks} stack{'s' if event.stacks > 1 else ''}"
+    shapes = f" ({event.shapes} shapes in {stacks})" if event.shapes > 1 else ""
+    return f"population: {', '.join(f'{n} {word}' for word, n in counts.items())} in {duration(event.seconds)}{shapes}"
 
 
 def objective_trial_line(event: PopulationEnded) -> str:

@@ -87,17 +87,18 @@ class Optimizer:
 
     def _load_states(self, frozen: Sequence[FrozenOptimizer]) -> None:
         for index, states in enumerate(zip(*(each.states for each in frozen), strict=True)):
-            joined = self._blocks.join({name: torch.stack([state[name] for state in states]) for name in states[0]})
-            for of_block, value in zip(self._states, joined, strict=True):
+            for of_block, value in zip(self._states, self._blocks.join_members(states), strict=True):
                 of_block[index].copy_(value)
 
     def freeze(self, member: int) -> FrozenOptimizer:
         """Return a copy, on the CPU, of the state of one member, by index."""
         split = [self._blocks.split(states) for states in zip(*self._states, strict=True)]
-        states = [{name: value[member].clone().cpu() for name, value in each.items()} for each in split]
-        steps = {slot: part.step for part in self._parts for slot in part.slots}
+        own = [self._blocks.of_member(member, each) for each in split]
+        states = [{name: value.clone().cpu() for name, value in each.items()} for each in own]
+        steps, slots = {slot: part.step for part in self._parts for slot in part.slots}, self._blocks.slots
+        own_steps = {name: steps[slots[here]] for name, here in self._blocks.own_names(member).items()}
         plateau = self._plateaus[member] if self._settings[member].schedule == "plateau" else None
-        return FrozenOptimizer(states, {name: steps[slot] for name, slot in self._blocks.slots.items()}, plateau)
+        return FrozenOptimizer(states, own_steps, plateau)
 
     def _apply_settings(self, settings: list[OptimizerSettings]) -> None:
         self._settings = settings
@@ -138,6 +139,7 @@ class Optimizer:
         # With Muon, the parameters that are no hidden matrices have a learning rate of their own.
         others = {**hyper, "lr": hyper["lr"] * hyper["adamw_ratio"]} if self._hidden else hyper
         parts = self._parts_with_gradient()
+        self._blocks.clear_padding()
         factors = None if self._clips is None or not parts else self._clip_factors(self._clips, parts)
         for part in parts:
             grad = self._gradient(part.grad)

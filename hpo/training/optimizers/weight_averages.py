@@ -30,8 +30,9 @@ class WeightAverages:
             self._averages = [block.master.clone() for block in blocks.blocks]
             views = blocks.split(self._averages)
             for member, averages in enumerate(frozen):
+                own = blocks.of_member(member, views)
                 for name, value in (averages or {}).items():
-                    views[name][member].copy_(value)
+                    own[name].copy_(value)
 
     def _use_decays(self, decays: list[float]) -> None:
         self._decays = decays
@@ -67,7 +68,8 @@ class WeightAverages:
         """Return a copy, on the CPU, of the averages of one member, by index; None if its decay is 0."""
         if not self._decays[member]:
             return None
-        return {name: value[member].clone().cpu() for name, value in self._blocks.split(self._averages).items()}
+        own = self._blocks.of_member(member, self._blocks.split(self._averages))
+        return {name: value.clone().cpu() for name, value in own.items()}
 
     def select(self, members: Tensor) -> None:
         """Reduce the averages to these members, ascending indices, [n] int64. Call it after the blocks' `select`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -24,7 +25,12 @@ class Dropout(StackedLayer):
         self._rates = torch.tensor([module.p for module in modules], dtype=torch.float64)
         self._counters = torch.empty(0, dtype=torch.int64)
         self._keys: Tensor | None = None
+        self._own: list[tuple[int, ...]] = []
         self._prepare()
+
+    def pad(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        """Draw each member's mask as it is drawn alone, in its own shape of one example; the stack's may be larger."""
+        self._own = list(shapes) if len(set(shapes)) > 1 else []
 
     def _prepare(self) -> None:
         # An element is dropped if its number in [-32768, 32767] is below the threshold: rates are exact to 1 / 65536.
@@ -36,6 +42,7 @@ class Dropout(StackedLayer):
     def select(self, members: Tensor) -> None:
         """Reduce the rates to these members."""
         self._rates = self._rates[members.cpu()]
+        self._own = [self._own[index] for index in members.tolist()] if self._own else []
         self._prepare()
 
     @property
@@ -49,7 +56,7 @@ class Dropout(StackedLayer):
 
     def set_keys(self, keys: Tensor) -> None:
         """Set the keys of the next step's masks, [K, 1] int64."""
-        self._keys = keys
+        self._keys = keys[: len(self._rates)]  # the first members may be all that have this layer
 
     def __call__(self, x: Tensor, stacked: bool, training: bool) -> Tensor:
         """Return [K, B, ...] for [K, B, ...] or [B, ...]."""
@@ -59,11 +66,24 @@ class Dropout(StackedLayer):
 
     def _drop(self, x: Tensor) -> Tensor:
         # Elements are numbered in their memory order, so that mask and activation have the same strides.
-        if x.dim() == 3 and x.stride(1) < x.stride(2):
+        if x.dim() == 3 and x.stride(1) < x.stride(2):  # padding comes last: the own elements' numbers are the same
             return x * self._mask((x.shape[2], x.shape[1]), x).transpose(1, 2)
-        return x * self._mask(x.shape[1:], x)
+        return x * self._padded_mask(x.shape[1:], x)
 
-    def _mask(self, shape: Sequence[int], x: Tensor) -> Tensor:
+    def _padded_mask(self, shape: Sequence[int], x: Tensor) -> Tensor:
+        """Return the factors of `_mask`, drawn for each own shape; they are 1 in the padding."""
+        if all(own[: len(shape) - 1] == tuple(shape[1:]) for own in self._own):
+            return self._mask(shape, x)
+        mask = torch.ones(len(x), *shape, dtype=x.dtype, device=x.device)
+        start = 0
+        for own, group in itertools.groupby(self._own):
+            end = start + len(list(group))
+            sizes = (shape[0], *own[: len(shape) - 1])
+            mask[(slice(start, end), *map(slice, sizes))] = self._mask(sizes, x, slice(start, end))
+            start = end
+        return mask
+
+    def _mask(self, shape: Sequence[int], x: Tensor, members: slice = slice(None)) -> Tensor:
         """Return factors [K, *shape], of the type of `x`: 0 to drop an element, else 1 / (1 - rate)."""
         assert self._keys is not None, "call set_keys before a training step"
         count = math.prod(shape)
@@ -71,10 +91,10 @@ class Dropout(StackedLayer):
             self._counters = mixed_counters(count, x.device)
         # Move them to the device once: a copy in each step would make the device wait for the host.
         self._thresholds, self._scales = self._thresholds.to(x.device), self._scales.to(x.device, x.dtype)
-        words = random_words(self._keys, count, self._counters)
+        words = random_words(self._keys[members], count, self._counters)
         # Write the comparison into a float tensor: on a CPU, operations on booleans are several times as slow.
         mask = torch.empty(words.shape, dtype=x.dtype, device=x.device)
-        return torch.ge(words, self._thresholds, out=mask).mul_(self._scales).view(-1, *shape)
+        return torch.ge(words, self._thresholds[members], out=mask).mul_(self._scales[members]).view(-1, *shape)
 
 
 class ChannelDropout(Dropout):
@@ -86,4 +106,4 @@ class ChannelDropout(Dropout):
 
     def _drop(self, x: Tensor) -> Tensor:
         require(x.dim() == self._rank + 1, f"layer '{self._name}'", f"its input must have {self._rank} dimensions")
-        return x * self._mask(x.shape[1:3], x).view(*x.shape[:3], *[1] * (x.dim() - 3))
+        return x * self._padded_mask(x.shape[1:3], x).view(*x.shape[:3], *[1] * (x.dim() - 3))

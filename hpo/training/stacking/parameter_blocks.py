@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hpo.training.shapes.padding import Padding
+
 
 class ParameterSlot:
     """One parameter of all members, as a layer uses it: `value` [K, *shape] and `grad` of the same shape.
@@ -63,9 +65,12 @@ class ParameterBlocks:
     """All parameters of K members.
 
     `values` are the stacked master values, name -> [K, *shape]; `compute` is the type that the layers compute in.
+    `padding` has the members' own shapes, where these differ. The slot of a parameter that only the first members have
+    is one of these members.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], compute: torch.dtype) -> None:
+    def __init__(self, values: Mapping[str, Tensor], compute: torch.dtype, padding: Padding | None = None) -> None:
+        self._padding, self._masks = padding, list[Tensor]()
         self._shapes = {name: value.shape[1:] for name, value in values.items()}
         self._weights = [name for name, shape in self._shapes.items() if len(shape) > 1]
         self._vectors = [name for name, shape in self._shapes.items() if len(shape) <= 1]
@@ -82,11 +87,15 @@ class ParameterBlocks:
         for name in self._vectors:
             self.slots[name] = self._slot(self.blocks[-1], offset, name)
             offset += math.prod(self._shapes[name])
+        if self._padding is not None and self._padding.clears:
+            self._masks = self.join(self._padding.masks(self._shapes, self.blocks[0].compute))
 
     def _slot(self, block: Block, offset: int, name: str) -> ParameterSlot:
         shape = self._shapes[name]
         part = slice(offset, offset + math.prod(shape))
-        slot = ParameterSlot(_shaped(block.compute[:, part], shape), _shaped(block.grad[:, part], shape))
+        have = self.members if self._padding is None else self._padding.count(name.rpartition(".")[0])
+        value, grad = (_shaped(each[:, part], shape)[:have] for each in (block.compute, block.grad))
+        slot = ParameterSlot(value, grad)
         block.parameters.append((part, slot))
         return slot
 
@@ -100,6 +109,11 @@ class ParameterBlocks:
         for slot in self.slots.values():
             slot.has_gradient = False
 
+    def clear_padding(self) -> None:
+        """Set the gradients of padding to 0. Call it before the optimizer's step."""
+        for block, mask in zip(self.blocks, self._masks, strict=False):
+            block.grad.mul_(mask)
+
     def refresh(self) -> None:
         """Copy the master values into the values that the layers compute with. Call it after the optimizer's step."""
         for block in self.blocks:
@@ -109,6 +123,24 @@ class ParameterBlocks:
     def select(self, members: Tensor) -> None:
         """Reduce the blocks to these members: ascending indices, [n] int64. Makes new slots: layers must bind again."""
         self._make_blocks([block.master[members] for block in self.blocks])
+
+    def join_members(self, states: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
+        """Return the members' tensors, by their own names of parameters, as one tensor a block, [K, elements]."""
+        if self._padding is not None:
+            return self.join(self._padding.join(states))
+        return self.join({name: torch.stack([state[name] for state in states]) for name in states[0]})
+
+    def of_member(self, member: int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return one member's part of tensors [K, *shape] by parameter, by its own names and in its own shapes."""
+        if self._padding is not None:
+            return self._padding.split(member, values)
+        return {name: value[member] for name, value in values.items()}
+
+    def own_names(self, member: int) -> dict[str, str]:
+        """Return one member's own names of its parameters, each with the parameter's name here."""
+        if self._padding is not None:
+            return {own: name for own, name in self._padding.members[member].names.items() if name in self._shapes}
+        return {name: name for name in self._shapes}
 
     def master_values(self) -> dict[str, Tensor]:
         """Return the master values of every parameter, name -> [K, *shape]."""

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from hpo.training.shapes.padding import Padding, joined_units
 from hpo.training.stacking.attention import MultiheadAttention
 from hpo.training.stacking.batch_norm import BatchNorm
 from hpo.training.stacking.convolutions import Conv
@@ -65,20 +66,28 @@ class StackedNetwork:
 
     `members` are modules of one architecture; they may differ in the values of parameters and buffers and in dropout
     rates. Values are copied; the modules are not changed. `compute` is the type that layers compute in; for bfloat16,
-    the master values are float32. `traces` is the cache of the architecture's graph.
+    the master values are float32. `traces` is the cache of the architecture's graph. `padding` has the own shapes of
+    members that were padded to one architecture (hpo/training/shapes/); states have the members' own shapes.
 
     Raises CannotStackError for modules that cannot be stacked.
     """
 
     def __init__(
-        self, members: Sequence[nn.Module], compute: torch.dtype = torch.float32, traces: TraceCache | None = None
+        self,
+        members: Sequence[nn.Module],
+        compute: torch.dtype = torch.float32,
+        traces: TraceCache | None = None,
+        padding: Padding | None = None,
     ) -> None:
-        self._layers: list[StackedLayer] = []
-        self._steps = _program(members, trace(members, traces), self._layers, compute)
+        self._padding = padding
+        constructed: dict[str, StackedLayer] = {}
+        self._steps = _program(members, trace(members, traces), constructed, compute, padding)
+        self._layers = list(constructed.values())
+        self._paths = [key.partition(" at ")[0] for key in constructed]
         states = [dict(module.named_parameters()) for module in members]
         master = torch.float64 if compute == torch.float64 else torch.float32
         self.blocks = ParameterBlocks(
-            {n: torch.stack([s[n].detach() for s in states]).to(master) for n in states[0]}, compute
+            {n: torch.stack([s[n].detach() for s in states]).to(master) for n in states[0]}, compute, padding
         )
         self.device, self.compute = next(iter(states[0].values())).device, compute
         first = members[0].state_dict(keep_vars=True)
@@ -88,6 +97,10 @@ class StackedNetwork:
         unused = {*self._names.values()} - used  # buffers of layers that never run
         self._unused = {name: torch.stack([module.state_dict()[name] for module in members]) for name in unused}
         self._bind()
+        if padding is not None:
+            for index, dropout in enumerate(self.dropouts):
+                assert isinstance(dropout, Dropout), "layers that drop elements themselves are not padded"
+                dropout.pad([own.dropouts[index] for own in padding.members if index < len(own.dropouts)])
 
     @property
     def members(self) -> int:
@@ -111,9 +124,13 @@ class StackedNetwork:
 
     def select(self, members: Tensor) -> None:
         """Reduce parameters, statistics and dropout rates to these members: ascending indices, [n] int64."""
+        counts = [self.members] * len(self._paths)
+        if self._padding is not None:
+            counts = [self._padding.count(path) for path in self._paths]
+            self._padding.select(members.tolist())
         self.blocks.select(members)
-        for layer in self._layers:
-            layer.select(members)
+        for layer, count in zip(self._layers, counts, strict=True):
+            layer.select(members[members < count])
         self._unused = {name: value[members] for name, value in self._unused.items()}
         self._bind()
 
@@ -122,6 +139,8 @@ class StackedNetwork:
         values = {**self._unused, **self.blocks.master_values()}
         for layer in self._layers:
             values.update({self._names[name]: value for name, value in layer.buffers().items()})
+        if self._padding is not None:
+            return {name: value.clone() for name, value in self._padding.split(member, values).items()}
         return {name: values[first_name][member].clone() for name, first_name in self._names.items()}
 
     def values(self, member: int) -> dict[str, Tensor]:
@@ -140,10 +159,16 @@ Step = tuple[str, Run, list[str]]
 
 
 def _program(
-    members: Sequence[nn.Module], traced: Traced, layers: list[StackedLayer], compute: torch.dtype
+    members: Sequence[nn.Module],
+    traced: Traced,
+    constructed: dict[str, StackedLayer],
+    compute: torch.dtype,
+    padding: Padding | None,
 ) -> list[Step]:
-    """Return the steps of the stacked program, in their order, and append its stacked layers to `layers`."""
-    constructed: dict[str, StackedLayer] = {}
+    """Return the steps of the stacked program, in their order, and add its stacked layers to `constructed`.
+
+    The keys of layers are their modules' names, with " at NODE" for a layer that each call has anew.
+    """
     stacked: set[fx.Node] = set()
     steps: list[Step] = []
     last_use = {used.name: node.name for node in traced.graph.nodes for used in node.all_input_nodes}
@@ -160,15 +185,43 @@ def _program(
         elif node.op == "get_attr":
             run, becomes_stacked = _read_tensor(str(node.target), members[0], traced, constructed, compute)
         elif node.op == "call_module":
-            run, becomes_stacked = _layer(node, members, constructed, stacked)
+            count = len(members) if padding is None else padding.count(str(node.target))
+            run, becomes_stacked = _layer(node, members[:count], constructed, stacked)
+            if padding is not None and padding.differ_in_depth and not stacked.isdisjoint(node.all_input_nodes):
+                run = _run_first_members(run, node, padding, members[0])
         else:
             run = run_function(node, members[0], stacked)
         if becomes_stacked or (not stacked.isdisjoint(node.all_input_nodes) and not is_metadata(node)):
             stacked.add(node)
         free = [name for name, user in last_use.items() if user == node.name]
         steps.append((node.name, run, free))
-    layers.extend(constructed.values())
     return steps
+
+
+_ENDED = " ended"
+"""Key of the values of members whose last hidden layer has run; no node has such a name."""
+
+
+def _run_first_members(run: Run, node: fx.Node, padding: Padding, root: nn.Module) -> Run:
+    """Return how to run a layer for the first members, those that have it, in a chain of layers.
+
+    The values of the other members go round it, up to a layer that they have.
+    """
+    (source,), target = node.all_input_nodes, str(node.target)
+    units = getattr(root.get_submodule(target), "in_features", 0)
+
+    def run_first(values: Values, x: Tensor, training: bool) -> Any:
+        value, count = values[source.name], padding.count(target)
+        if count == 0:  # the deeper members have left
+            return value
+        if count < len(value):
+            value, ended = value.split([count, len(value) - count])
+            values.setdefault(_ENDED, []).append(ended)
+        if count > len(value) or units not in (0, value.shape[-1]):
+            value = joined_units([value, *reversed(values.pop(_ENDED, []))], units)
+        return run({source.name: value}, x, training)
+
+    return run_first
 
 
 def _has_several_results(node: fx.Node, root: nn.Module) -> bool:
