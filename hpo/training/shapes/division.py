@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hpo.training.shapes.template import NetworkShape
 
-STEP_US = 300.0
-"""Microseconds of a stack's step that do not depend on its members: Python, autograd, loss and optimizer."""
+STEP_US = 30.0
+"""Microseconds of a stack's step that do not depend on its members: Python, autograd, loss and optimizer.
 
-LAYER_US = 100.0
+This and the other constants are fitted by `python benchmarks/shapes.py --cost` on one thread of a 2-core AMD EPYC,
+with an error of 15% on average (docs/explanation/log.md). Another machine has other constants, but their ratios decide.
+"""
+
+LAYER_US = 900.0
 """Microseconds of a layer with its activation, batch norm and dropout that do not depend on its members."""
 
-US_PER_PRODUCT = 6 / 60e3
+US_PER_PRODUCT = 9.2e-5
 """Microseconds of a multiplication and addition of the forward pass, with those of the backward pass."""
 
-US_PER_PARAMETER = 2.5e-3
+US_PER_PARAMETER = 8e-3
 """Microseconds of updating a parameter."""
 
-US_PER_UNIT = 8e-3
+US_PER_OUTPUT = 1.6e-2
 """Microseconds of an output of a layer: batch norm, activation and dropout, forward and backward."""
 
 Weights = Mapping[str, tuple[Sequence[int], int]]
@@ -41,15 +45,20 @@ class _Cluster:
         counts = {name: self.counts.get(name, 0) + other.counts.get(name, 0) for name in names}
         return _Cluster([*self.members, *other.members], weights, counts)
 
+    def work(self, batch_size: int) -> tuple[float, float, float, float, float]:
+        """Return the work of a step: steps, layers, products, parameters and outputs of layers, all in all."""
+        products = parameters = outputs = 0
+        for name, (shape, positions) in self.weights.items():
+            count, elements = self.counts[name], math.prod(shape)
+            products += count * elements * positions * batch_size
+            parameters += count * elements
+            outputs += count * shape[0] * positions * batch_size
+        return 1, len(self.weights), products, parameters, outputs
+
     def step_us(self, batch_size: int) -> float:
         """Return the estimated duration of a step on one core, in microseconds."""
-        total = STEP_US
-        for name, (shape, positions) in self.weights.items():
-            parameters, outputs = math.prod(shape), shape[0] * positions * batch_size
-            of_member = US_PER_PRODUCT * parameters * positions * batch_size
-            of_member += US_PER_PARAMETER * parameters + US_PER_UNIT * outputs
-            total += LAYER_US + self.counts[name] * of_member
-        return total
+        costs = (STEP_US, LAYER_US, US_PER_PRODUCT, US_PER_PARAMETER, US_PER_OUTPUT)
+        return sum(cost * work for cost, work in zip(costs, self.work(batch_size), strict=True))
 
 
 def _larger(
@@ -86,22 +95,29 @@ def _merged(shapes: Sequence[NetworkShape], batch_size: int) -> list[tuple[float
     by_shape: dict[tuple[object, ...], list[int]] = {}
     for index, shape in enumerate(shapes):
         by_shape.setdefault(tuple(shape.tensors.items()), []).append(index)
-    clusters = [_cluster(shapes, members) for members in by_shape.values()]
-    costs = {id(each): each.step_us(batch_size) for each in clusters}
+    clusters = dict(enumerate(_cluster(shapes, members) for members in by_shape.values()))
+    costs = {number: each.step_us(batch_size) for number, each in clusters.items()}
+    savings: dict[tuple[int, int], float] = {}
 
-    def saving(one: _Cluster, other: _Cluster) -> tuple[float, _Cluster]:
-        merged = one.merged(other)
-        return costs[id(one)] + costs[id(other)] - merged.step_us(batch_size), merged
+    def add_savings(number: int, others: Iterable[int]) -> None:
+        for other in others:
+            merged = clusters[number].merged(clusters[other]).step_us(batch_size)
+            savings[number, other] = costs[number] + costs[other] - merged
 
-    pairs = {(id(a), id(b)): (a, b, *saving(a, b)) for i, a in enumerate(clusters) for b in clusters[:i]}
-    while pairs and (best := max(pairs.values(), key=lambda pair: pair[2]))[2] > 0:
-        one, other, _, merged = best
-        clusters = [each for each in clusters if each is not one and each is not other]
-        pairs = {key: pair for key, pair in pairs.items() if not {id(one), id(other)} & set(key)}
-        costs[id(merged)] = merged.step_us(batch_size)
-        pairs |= {(id(merged), id(each)): (merged, each, *saving(merged, each)) for each in clusters}
-        clusters.append(merged)
-    return [(costs[id(each)], _sorted(shapes, each.members)) for each in clusters]
+    for number in clusters:
+        add_savings(number, range(number))
+    while savings and savings[pair := max(savings, key=savings.__getitem__)] > 0:
+        number = max(clusters) + 1
+        clusters[number] = clusters.pop(pair[0]).merged(clusters.pop(pair[1]))
+        costs[number] = clusters[number].step_us(batch_size)
+        savings = {other: saved for other, saved in savings.items() if not {*pair} & {*other}}
+        add_savings(number, clusters.keys() - {number})
+    return [(costs[number], _sorted(shapes, each.members)) for number, each in clusters.items()]
+
+
+def work(shapes: Sequence[NetworkShape], batch_size: int) -> tuple[float, float, float, float, float]:
+    """Return the work of a step of a stack of members of one shape: see `_Cluster.work`."""
+    return _cluster(shapes, list(range(len(shapes)))).work(batch_size)
 
 
 def _cluster(shapes: Sequence[NetworkShape], members: list[int]) -> _Cluster:

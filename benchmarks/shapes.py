@@ -1,0 +1,149 @@
+"""Benchmark of populations of several shapes: side by side against one shape at a time, and the cost of a stack's step.
+
+A chunk is one population of a study file's random trials, trained for a few epochs from its construction on, without a
+storage. "side by side" is a population as a launch trains it; "apart" is a population for each shape; "one at a time"
+has a population for each trial. The ways take turns at the same chunks.
+
+    python benchmarks/shapes.py FILE [--trials 64] [--population 16] [--epochs 5] [--set KEY=VALUE]
+    python benchmarks/shapes.py --cost    # fits the constants of hpo/training/shapes/division.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import optuna
+import torch
+from scipy.optimize import nnls
+
+from hpo.search.plan import plan, to_planned_device
+from hpo.search.space import config_of, distributions
+from hpo.studyfile import Config, Study, read_study
+from hpo.training.device_data import DeviceSplit
+from hpo.training.networks.builtin import build
+from hpo.training.population import train
+from hpo.training.seeds import member_seed
+from hpo.training.shapes.division import work
+from hpo.training.shapes.template import network_shape
+from hpo.training.stack import DTYPES, Member
+from hpo.training.tasks.task import classification
+from hpo.training.trainer import Trainer
+
+
+def random_members(study: Study, count: int) -> list[Member]:
+    """Return members with random values of the study's parameters."""
+    sampled = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    members = []
+    for number in range(count):
+        values = sampled.ask(distributions(study)).params
+        used = {parameter.name for parameter in study.applicable_parameters(values)}
+        config = config_of(study, {name: value for name, value in values.items() if name in used})
+        members.append(Member(number, config, member_seed(0, number)))
+    return members
+
+
+def train_all(trainer: Trainer, groups: Sequence[list[Member]], epochs: int) -> tuple[float, int]:
+    """Return the seconds of training groups one after the other for some epochs, and their number of stacks."""
+    stacks, start = 0, time.perf_counter()
+    for group in groups:
+        for result in itertools.islice(trainer.train(group), epochs):
+            stacks += result.stacks if result.epoch == 1 else 0
+    return time.perf_counter() - start, stacks
+
+
+def compare(study: Study, trials: int, population: int, epochs: int, precision: str) -> None:
+    """Print the seconds a trial of each way, over chunks of equal work."""
+    planned = plan(study, "cpu")
+    split = to_planned_device(study, planned)[0].in_type(DTYPES[precision])
+    together, apart = Trainer(split, precision, print), Trainer(split, precision, print, apart=True)
+    members = random_members(study, trials)
+    times: dict[str, list[float]] = {}
+    counts: dict[str, int] = {}
+    for chunk, start in enumerate([0, *range(0, trials, population)]):  # the first one warms up
+        some = members[start : start + population]
+        ways = {
+            "side by side": (together, together.groups(some)),
+            "apart": (apart, apart.groups(some)),
+            "one at a time": (apart, [[member] for member in some]),
+        }
+        for way in sorted(ways, reverse=chunk % 2 == 1):
+            seconds, stacks = train_all(*ways[way], epochs)
+            if chunk:
+                times.setdefault(way, []).append(seconds / len(some))
+                counts[way] = counts.get(way, 0) + stacks
+    print(
+        f"{study.name}: {trials} trials in populations of {population}, {epochs} epochs, {precision}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}"
+    )
+    print(f"{'':16}{'stacks':>8}{'s a trial: mean':>18}{'least':>9}{'quartiles':>20}{'times apart':>14}")
+    for way, found in times.items():
+        low, _, high = statistics.quantiles(found, n=4) if len(found) > 1 else [found[0]] * 3
+        ratio = statistics.fmean(times["apart"]) / statistics.fmean(found)
+        quartiles = f"{low:.4f} to {high:.4f}"
+        print(f"{way:16}{counts[way]:8}{statistics.fmean(found):18.4f}{min(found):9.4f}{quartiles:>20}{ratio:14.2f}")
+
+
+def fit_cost(rounds: int) -> None:
+    """Measure steps of stacks of one shape on one thread, and print the constants that fit their durations."""
+    torch.set_num_threads(1)
+    images = torch.rand(2000, 1, 16, 16)
+    labels = torch.arange(2000) % 10
+    split = DeviceSplit(images, labels, images[:10], labels[:10], task=classification(10), seed=0)
+    running = []
+    for hidden, members, size, norm in itertools.product(
+        ([32], [128], [32] * 3, [128] * 2, [256] * 3), (1, 4, 12), (32, 128), (False, True)
+    ):
+        config = Config.model_validate(
+            {
+                "network": {"kind": "mlp", "hidden": hidden, "batch_norm": norm, "dropout": 0.2},
+                "optimizer": {"kind": "adam", "lr": 1e-3},
+                "training": {"epochs": rounds + 1, "batch_size": size},
+            }
+        )
+        network = build(config.network, split.shape, 10, 0)
+        shape = network_shape(config.network, network, split.shape)
+        epochs = train([Member(n, config, n) for n in range(members)], split, "float32")
+        next(epochs)
+        running.append((work([shape] * members, size), -(-2000 // size), epochs, list[float](), norm))
+    for _ in range(rounds):
+        for _, steps, epochs, times, _ in running:
+            start = time.perf_counter()
+            next(epochs)
+            times.append(1e6 * (time.perf_counter() - start) / steps)
+    for norms in ((False,), (True,), (False, True)):
+        chosen = [each for each in running if each[4] in norms]
+        rows = np.array([row for row, *_ in chosen])
+        us = np.array([min(times) for *_, times, _ in chosen])
+        found, _ = nnls(rows / us[:, None], np.ones(len(us)))  # relative errors
+        errors = np.abs(rows @ found / us - 1)
+        print(f"batch norm {norms}: us {found}; relative error: mean {errors.mean():.2f}, largest {errors.max():.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("file", nargs="?")
+    parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=64)
+    parser.add_argument("--population", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--set", action="append", default=[], dest="changes")
+    given = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if given.cost:
+        fit_cost(given.rounds)
+        return
+    study = read_study(given.file, given.changes)
+    assert isinstance(study, Study), "the benchmark needs a network study"
+    compare(study, given.trials, given.population, given.epochs, given.precision)
+
+
+if __name__ == "__main__":
+    main()
