@@ -11,10 +11,10 @@ import torch
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from test_folds import folded
-from torch_reference import KINDS, Curve, assert_same_curves, config, curves, made_images, member
+from torch_reference import Curve, assert_same_curves, config, curves, made_images, member
 
 from hpo.training import population
-from hpo.training.grouping import stack_key
+from hpo.training.grouping import ELEMENTWISE_OPTIMIZERS, stack_key
 from hpo.training.networks.builtin import build
 from hpo.training.population import EpochResult, train
 from hpo.training.shapes.division import divide
@@ -59,7 +59,7 @@ activations = st.sampled_from(["relu", "sigmoid", "tanh", "leaky_relu", "gelu", 
 @st.composite
 def optimizers(draw: st.DrawFn) -> dict[str, Any]:
     """A large eps, because Adam would amplify the rounding errors of the gradient of a bias before batch norm."""
-    kind = draw(st.sampled_from(KINDS))
+    kind = draw(st.sampled_from(ELEMENTWISE_OPTIMIZERS))
     return {
         "kind": kind,
         "weight_decay": draw(st.sampled_from([0.0, 0.01])),
@@ -69,7 +69,7 @@ def optimizers(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @settings(max_examples=10, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
-@given(data=st.data(), kind=st.sampled_from(KINDS), activation=activations, batch_norm=st.booleans())
+@given(data=st.data(), kind=st.sampled_from(ELEMENTWISE_OPTIMIZERS), activation=activations, batch_norm=st.booleans())
 def test_mlps_of_random_widths_and_depths(data: st.DataObject, kind: str, activation: str, batch_norm: bool) -> None:
     assume(not (batch_norm and kind == "lion"))  # the sign of a rounding error
 
