@@ -386,7 +386,7 @@ def test_the_first_trial_is_the_first_that_was_trained(storage: Storage) -> None
     stored = load_study(storage, "tiny")
     states = {0.6: TrialState.FAIL, 0.5: TrialState.PRUNED, 0.1: TrialState.COMPLETE}
     for lr, state in states.items():
-        score = 0.9 if state == TrialState.COMPLETE else None
+        score = None if state == TrialState.FAIL else 0.9  # of a pruned trial: after fewer epochs
         stored.add_trial(trial(score, state=state, params={"lr": lr}, distributions=dict(LR)))
     study = create_confirming_study(storage, "tiny", top=1, seeds=2)
     first = load_study(storage, study.name).user_attrs[CONFIRMS]["candidates"][-1]

@@ -194,7 +194,7 @@ def test_more_splits_than_seeds_are_refused_before_anything_is_stored(storage: S
         ({}, 5000, 10, None, None, "5,000 validation examples"),
         ({}, 100, 9, None, None, "fewer than 10 seeds"),
         ({"order": "time"}, 100, 10, None, None, "the examples are in time order"),
-        ({"folds": 3}, 100, 10, None, None, "its folds validate on every training example"),
+        ({"folds": 3}, 100, 10, None, None, "together they validate on every training example"),
         ({}, 100, 10, 1, None, "as requested"),
         ({}, 5000, 4, 2, 2, "as requested"),
     ],

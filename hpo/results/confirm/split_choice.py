@@ -47,7 +47,7 @@ def choose_splits(study: AnyStudy, data: Mapping[str, Any], seeds: int, given: i
     if study.data.order is not None:
         return SplitChoice(None, "the examples are in time order")
     if study.data.folds is not None:
-        return SplitChoice(None, "its folds validate on every training example")
+        return SplitChoice(None, "together they validate on every training example")
     if seeds < SPLITS * RUNS_A_SPLIT:
         return SplitChoice(None, f"fewer than {SPLITS * RUNS_A_SPLIT} seeds")
     if data["validation"] >= MANY_EXAMPLES:

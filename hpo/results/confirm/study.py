@@ -222,7 +222,8 @@ def _candidates(storage: Storage, study: AnyStudy, study_id: int, top: int) -> l
         found.append(Candidate(BASELINE, base, None, None, True, is_first))
     if first is not None and not any(candidate.first for candidate in found):
         same = by_configuration(study, trials).get(str(known), [first])
-        scores = [score(trial) for trial in same if trial.values is not None and math.isfinite(score(trial))]
+        completed = [trial for trial in same if trial.state == TrialState.COMPLETE]  # a pruned one has another score
+        scores = [value for value in map(score, completed) if math.isfinite(value)]
         mean = statistics.fmean(scores) if scores else None
         found.append(Candidate(FIRST, dict(first.params), first.number, mean, False, True))
     return found

@@ -16,6 +16,7 @@ from hpo.results.confirm.result import Confirmation
 from hpo.results.confirm.study import BASELINE, FIRST, Candidate
 from hpo.results.output import Result
 from hpo.results.ranking import metric_label, params_line
+from hpo.studyfile import Study
 from hpo.text import columns, join_and
 
 CONFIRMATION_HEADING = ("", "{metric}", "sd", "95% interval", "in the search", "failed", "configuration")
@@ -53,7 +54,9 @@ class ConfirmationResult(Result[Confirmation]):
 
 def runs_text(found: Confirmation) -> str:
     """Return `10 fresh seeds on 5 fresh splits (only 287 validation examples)`."""
-    splits = "the split of the search" if found.splits is None else f"{found.splits} fresh splits"
+    has_folds = isinstance(found.study, Study) and found.study.data.folds is not None
+    own = f"the {'folds' if has_folds else 'split'} of the search"
+    splits = own if found.splits is None else f"{found.splits} fresh splits"
     return f"{found.seeds} fresh seeds" + (f" on {splits} ({found.splits_why})" if found.splits_why else "")
 
 
@@ -81,7 +84,7 @@ def conclusions(found: Confirmation) -> list[str]:
             f"{label} ranks before {join_and(behind)}, better on the common seeds but with failed runs ({tests})"
         )
     if found.others and not alike and not behind:
-        lines.append(f"{label} is better than every other confirmed configuration ({tests})")
+        lines.append(f"{label} is better than every other of the best configurations ({tests})")
     return [*lines, *_trivial_lines(found), *_missing_lines(found)]
 
 
