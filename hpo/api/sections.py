@@ -323,6 +323,10 @@ class Search(Section):
     limits: Mapping[str, Any] = field(default_factory=dict)
 
 
+_CODE_KEYS = {"module": True, "loss": True, "metric": True, "objective": True, "args": False}
+"""Keys whose values are the user's code, or are not."""
+
+
 class UnnamedCodeError(ValueError):
     """An object cannot be the user's code: it is no function or class, or has no name."""
 
@@ -331,19 +335,22 @@ class UnnamedCodeError(ValueError):
         super().__init__(problem)
 
 
-def plain(value: Any, folder: Path = Path(), memory: dict[str, Any] | None = None) -> Any:
+def plain(value: Any, folder: Path = Path(), memory: dict[str, Any] | None = None, is_code: bool | None = None) -> Any:
     """Return a value as a study file has it: a section, range or choices as a table, a tuple as a list, code by name.
 
-    Files of code are relative to `folder`; what is in no file is added to `memory`, by its reference. Raises
-    UnnamedCodeError, and StudyFileError for two objects of one name.
+    The values of the keys module, loss, metric and objective are code, whatever its form, and those of `args` are not;
+    `is_code` decides for a value without a key. Files of code are relative to `folder`; what is in no file is added to
+    `memory`, by its reference. Raises UnnamedCodeError, and StudyFileError for two objects of one name.
     """
     if isinstance(value, Section | Range | Choices):
-        return {key: plain(each, folder, memory) for key, each in value.tree().items()}
+        value = value.tree()
     if isinstance(value, Mapping):
-        return {choice_key(plain(key)): plain(each, folder, memory) for key, each in value.items()}
+        keys = {choice_key(plain(key)): each for key, each in value.items()}
+        known = {} if is_code is False else _CODE_KEYS
+        return {key: plain(each, folder, memory, known.get(key, is_code)) for key, each in keys.items()}
     if isinstance(value, list | tuple):
-        return [plain(each, folder, memory) for each in value]
-    if not callable(value):
+        return [plain(each, folder, memory, is_code) for each in value]
+    if not is_code or not callable(value):
         return value
     from hpo.usercode import reference_to
 

@@ -83,7 +83,7 @@ class Study(Keywords):
         tree: dict[str, Any] = {}
         for key, value in given.items():
             try:
-                tree |= {} if value is None else {key: plain(value, base, self.memory)}
+                tree |= {} if value is None else plain({key: value}, base, self.memory)
             except UnnamedCodeError as error:
                 raise StudyFileError("hpo.Study", key, str(error)) from error
         self.checked = studyfile.parse_any_study(tree, "hpo.Study", base)

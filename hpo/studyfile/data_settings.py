@@ -18,7 +18,7 @@ DATASETS = f"digits, mnist, fashion_mnist, cifar10, breast_cancer, wine, diabete
 TABLE_FILES = (".csv", ".parquet")
 
 _USER_DATA_PATTERN = rf"^table:.*\.(csv|parquet)$|^(npz|folder):.|{REFERENCE_PATTERN}"
-"""A superset of valid user data, for the JSON Schema."""
+"""A superset of valid user data in files, for the JSON Schema."""
 
 
 def user_data(dataset: str) -> tuple[Literal["table", "npz", "folder", "arrays", "code"], str] | None:

@@ -316,6 +316,7 @@ def test_an_invalid_value_has_the_error_of_a_file(given: dict[str, Any], problem
             {"module": hpo.Choices([list, functools.partial(list)])},
             "module: must be a function or a class, not an object",
         ),
+        (hpo.Network, {"module": "n.py:N", "args": {"module": list}}, "args: must be a number, a string, true"),
         (hpo.Optimizer, {"lr": -1}, "lr: must be above 0 (got -1)"),
         (hpo.Optimizer, {"lr": hpo.Range(-1, 1)}, "lr.low: must be above 0 (got -1)"),
         (hpo.Training, {"keep": hpo.Choices(["none", "best"])}, "keep: cannot be searched: it is the same for all"),
