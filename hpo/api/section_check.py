@@ -54,8 +54,7 @@ def _first_problem(section: str, tree: dict[str, Any], models: Models, by_key: b
             continue
         at, problem = max((next(iter(each.items())) for each in found), key=lambda each: len(each[0]))
         if path and is_under(at, path):
-            is_range = "low" in searched[path] and problem.type in NO_NUMBER
-            if is_range:
+            if "low" in searched[path] and problem.type in NO_NUMBER:
                 return path, "cannot be a range; use { choices = [...] }"
             return (*path, *place, *at[len(path) :]), problem.text
         if not any(is_under(at, each) for each in searched):  # the problem of another candidate comes later

@@ -132,6 +132,17 @@ def test_a_dataframe_is_a_table(library: Any) -> None:
     assert made.check("cpu").startswith("hpo.Study: valid")
 
 
+@pytest.mark.parametrize("library", [pd, pl])
+def test_a_dataframe_that_is_changed_later_is_the_same_table(library: Any) -> None:
+    table = library.DataFrame({"a": [1.0, 2.0]})
+    path = hpo.Data(table=table, target="a").tree()["dataset"].removeprefix("table:")
+    if library is pl:
+        table[0, "a"] = 9.0
+    else:
+        table.loc[0, "a"] = 9.0
+    assert memory_table.table_in_memory(path)["a"].to_list() == [1.0, 2.0]
+
+
 def test_missing_values_of_a_dataframe_are_missing() -> None:
     table = pd.DataFrame({"a": [1.0, None, 3.0], "b": pd.array([1, None, 3], "Int64"), "c": ["x", None, "y"]})
     path = hpo.Data(table=table, target="c").tree()["dataset"].removeprefix("table:")
@@ -173,6 +184,7 @@ def test_an_array_that_was_changed_in_place_is_an_error() -> None:
         ({"x": X}, "y: missing beside x"),
         ({"y": Y, "x_val": X, "x": X}, "y_val: missing beside x_val"),
         ({"x": X, "y": Y[:9]}, "x and y must have one row for each example (got shapes [60, 4] and [9])"),
+        ({"x": X, "y": np.array(1)}, "x and y must have one row for each example (got shapes [60, 4] and [])"),
         ({"x": [[1.0], [1.0, 2.0]], "y": [0, 1]}, "x: cannot be converted to an array ("),
         ({"x": np.ma.masked_equal([[1], [2]], 1), "y": [0, 1]}, "x: has masked elements"),
         ({"table": X, "target": "a"}, "table: must be a DataFrame of pandas or polars (got ndarray)"),

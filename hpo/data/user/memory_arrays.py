@@ -42,7 +42,7 @@ def remember_arrays(given: Mapping[str, Any]) -> str:
         if (x in arrays) != (y in arrays):
             missing, other = (x, y) if y in arrays else (y, x)
             raise DataError(f"{WHERE}: {missing}: missing beside {other}")
-        if x in arrays and (not arrays[x].ndim or len(arrays[x]) != len(arrays[y])):
+        if x in arrays and (not arrays[x].ndim or arrays[x].shape[:1] != arrays[y].shape[:1]):
             shapes = f"{list(arrays[x].shape)} and {list(arrays[y].shape)}"
             raise DataError(f"{WHERE}: {x} and {y} must have one row for each example (got shapes {shapes})")
     dataset = f"arrays:{_hash_of(arrays)}"

@@ -50,9 +50,9 @@ def _hash_of(cells: pl.DataFrame) -> str:
 
 
 def _polars(table: Any) -> pl.DataFrame:
-    """Return a table as a polars DataFrame; the values of a pandas DataFrame are copied."""
+    """Return a table as a polars DataFrame that later changes of the table do not reach."""
     if isinstance(table, pl.DataFrame):
-        return table
+        return table.clone()
     kind = type(table)
     if kind.__module__.partition(".")[0] != "pandas" or not hasattr(table, "columns"):
         advice = "; call its collect()" if isinstance(table, pl.LazyFrame) else ""
@@ -67,7 +67,7 @@ def _polars(table: Any) -> pl.DataFrame:
 def _column(name: str, column: Any) -> pl.Series:
     """Return a column of a pandas DataFrame; a missing value is null."""
     if isinstance(column.dtype, np.dtype) and column.dtype.kind in "fiub":
-        return pl.Series(name, column.to_numpy(), nan_to_null=True)
+        return pl.Series(name, column.to_numpy(copy=True), nan_to_null=True)
     values = [None if missing else value for value, missing in zip(column.tolist(), column.isna(), strict=True)]
     try:
         return pl.Series(name, values)
