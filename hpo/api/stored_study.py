@@ -253,6 +253,7 @@ class StoredStudy:
         top: int = 5,
         seeds: int = 10,
         splits: int | None = None,
+        ensemble: bool = False,
         device: str = "auto",
         workers: int | None = None,
         progress: Progress = "auto",
@@ -263,6 +264,7 @@ class StoredStudy:
 
         The runs of each configuration are spread over so many fresh `splits`, at most `seeds`; with 1, all have the
         split of the search. By default there are 5 with fewer than 5,000 validation examples, and 10 or more seeds.
+        With `ensemble`, the members of the study's ensemble are trained under the same seeds, too.
         An objective function finds the seed in `trial.user_attrs["seed"]`, and has no `device`. A finished confirmation
         is returned without training. `on_found` is called with the result, too. Raises HpoError where there is nothing
         to confirm. Where the confirming study is paused or stopped, `on_found` gets the result so far, then HpoError is
@@ -279,6 +281,7 @@ class StoredStudy:
                 top=top,
                 seeds=seeds,
                 splits=splits,
+                ensemble=ensemble,
                 options=LaunchOptions(device=device, workers=workers),
                 display=lambda: display(progress, stop),
                 say=lambda found: on_found(ConfirmationResult(found)),

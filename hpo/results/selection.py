@@ -8,13 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from hpo.errors import HpoError
+from hpo.results.completed_trial import completed_trial
 from hpo.results.confirm.result import find_confirmation
 from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import rank_label, score
-from hpo.results.study_facts import STATES
 from hpo.search.space import decode
 from hpo.search.study_records import CURVE, config_as_trained, epochs_trained, stored_study, with_epochs
 from hpo.storage import Storage, best_trials, load_study
@@ -70,18 +69,6 @@ def _selection(study: Study, trial: FrozenTrial, why: str, confirmed_epochs: int
     epochs = min(best_epoch or trained, config.training.epochs)
     losses = tuple(trial.system_attrs.get(CURVE, {}).get("val_loss", ()))
     return Selection(trial.number, score(trial), params, config, epochs, why, losses)
-
-
-def completed_trial(storage: Storage, name: str, number: int) -> FrozenTrial:
-    """Return the trial of that number. Raises HpoError where it does not exist or is not complete."""
-    stored = load_study(storage, name)
-    try:
-        trial = storage.get_trial(storage.get_trial_id_from_study_id_trial_number(stored._study_id, number))
-    except KeyError as error:
-        raise HpoError(f"study '{name}' has no trial {number}: `hpo top` lists the best") from error
-    if trial.state != TrialState.COMPLETE:
-        raise HpoError(f"study '{name}': trial {number} is {STATES[trial.state]}: select a complete one")
-    return trial
 
 
 def params_of(study: Study, trial: FrozenTrial) -> dict[str, Any]:

@@ -114,6 +114,21 @@ def rank(runs: Sequence[Runs], minimized: bool, overlap: float) -> Ranking | Non
     )
 
 
+def compare_with(
+    runs: Runs, ranking: Ranking, overlap: float
+) -> tuple[ConfirmedConfiguration, Difference, Difference | None]:
+    """Return the mean of runs that are not of the ranking, and their differences to the winner and to the baseline.
+
+    The difference to the winner is corrected for its selection. The last one is None where the baseline has no run.
+    """
+    parts = _by_part(runs.parts.values())
+    found = ConfirmedConfiguration(**vars(runs), estimate=estimate(_means(parts), _shared(parts, overlap)))
+    searched = [each for each in ranking.configurations if each.candidate.can_win]
+    over = _differences([(found, each) for each in searched], overlap)[searched.index(ranking.winner)]
+    baseline = next((each for each in ranking.configurations if each.candidate.baseline), None)
+    return found, over, None if baseline is None else _differences([(found, baseline)], overlap)[0]
+
+
 Parts = dict[Part, list[float]]
 """Scores, or differences of scores, on each part of the data: one for each run."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError
+from hpo.results.confirm.confirmed_ensemble import ConfirmedEnsemble, confirmed_ensemble
 from hpo.results.confirm.inference import ConfirmedConfiguration, Difference, Part, Ranking, Runs, rank
 from hpo.results.confirm.study import CONFIRMS, Candidate, confirmations, original_name
 from hpo.results.no_best_trial import trial_outcomes
@@ -34,7 +35,7 @@ class Confirmation:
 
     `lost` are the configurations whose runs all failed. `left` runs are not finished; `foreign` runs were added by
     another program and are ignored. `trivial` is the trivial baseline of its data, `splits_why` the reason for its
-    splits, "" where it is unknown.
+    splits, "" where it is unknown. `ensemble` is the ensemble that was confirmed with it, if any.
     """
 
     study: AnyStudy
@@ -46,6 +47,7 @@ class Confirmation:
     lost: tuple[Candidate, ...]
     trivial: TrivialBaseline | None
     splits_why: str = ""
+    ensemble: ConfirmedEnsemble | None = None
 
     @property
     def ranked(self) -> tuple[ConfirmedConfiguration, ...]:
@@ -96,6 +98,11 @@ class Confirmation:
         """Whether an objective function gave the same value under all seeds, for each configuration."""
         constant = all(len(each.scores) > 1 and len({*each.scores.values()}) == 1 for each in self.ranked)
         return constant and isinstance(self.study, ObjectiveStudy)
+
+    def is_better(self, first: ConfirmedConfiguration, second: ConfirmedConfiguration) -> bool:
+        """Return whether the mean of the first is better."""
+        one, other = first.estimate.mean, second.estimate.mean
+        return one < other if self.study.search.minimized else one > other
 
     @property
     def baseline(self) -> ConfirmedConfiguration | None:
@@ -153,13 +160,16 @@ def read_confirmation(storage: Storage, confirming: str) -> Confirmation:
     own = [trial for trial in trials if trial.state == TrialState.FAIL or SEED in trial.user_attrs]
     runs = _runs(study, candidates, own)
     found_labels = {each.candidate.label for each in runs}
-    ranking = rank(runs, study.search.minimized, overlap(found.user_attrs.get(DATA, {})))
+    shared = overlap(found.user_attrs.get(DATA, {}))
+    ranking = rank(runs, study.search.minimized, shared)
     if ranking is None:
         problem = "no run of the search's configurations is finished" if left else FAILED
         raise HpoError(f"study '{confirming}': {problem}: {trial_outcomes(storage, found)}")
+    original = original_name(storage, record)
+    has_splits = isinstance(study, Study) and study.data.splits is not None
     return Confirmation(
         study=study,
-        original=original_name(storage, record),
+        original=original,
         seeds=record["seeds"],
         left=left,
         foreign=len(trials) - len(own),
@@ -167,6 +177,7 @@ def read_confirmation(storage: Storage, confirming: str) -> Confirmation:
         lost=tuple(candidate for candidate in candidates if candidate.label not in found_labels),
         trivial=trivial_baseline_of(study, found.user_attrs.get(DATA, {})),
         splits_why=record.get("splits_why", ""),
+        ensemble=confirmed_ensemble(found.user_attrs, original, ranking, shared, has_splits),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from hpo.results.compare.statistics import SIGNIFICANT, Interval
+from hpo.results.confirm.confirmed_ensemble import ConfirmedEnsemble, ensemble_conclusions, ensemble_tree
 from hpo.results.confirm.gain import gain_lines, is_better
 from hpo.results.confirm.inference import ConfirmedConfiguration
 from hpo.results.confirm.result import Confirmation
@@ -40,6 +41,7 @@ class ConfirmationResult(Result[Confirmation]):
             "trivial": None if found.trivial is None else found.trivial.value,
             "winner": winner_tree(found) if found.left == 0 else None,
             "configurations": [_configuration(each) for each in found.ranked],
+            "ensemble": None if found.ensemble is None else ensemble_tree(found.ensemble),
         }
 
     def lines(self) -> list[str]:
@@ -61,8 +63,12 @@ def runs_text(found: Confirmation) -> str:
 
 
 def confirmation_rows(found: Confirmation) -> list[tuple[str, ...]]:
-    """Return the cells of each configuration, best first."""
-    return [_row(each) for each in found.ranked]
+    """Return the cells of each configuration and of the ensemble, best first."""
+    every, ensemble = list(found.ranked), found.ensemble
+    if ensemble is not None:
+        worse = [each for each in every if each.failed or found.is_better(ensemble.runs, each)]
+        every.insert(len(every) - len(worse), ensemble.runs)
+    return [_row(each) if ensemble is None or each is not ensemble.runs else _ensemble_row(ensemble) for each in every]
 
 
 def conclusions(found: Confirmation) -> list[str]:
@@ -85,6 +91,8 @@ def conclusions(found: Confirmation) -> list[str]:
         )
     if found.others and not alike and not behind:
         lines.append(f"{label} is better than every other of the best configurations ({tests})")
+    if found.ensemble is not None:
+        lines += ensemble_conclusions(found.ensemble, label, found.study.search.minimized)
     return [*lines, *_trivial_lines(found), *_missing_lines(found)]
 
 
@@ -178,6 +186,10 @@ def _row_title(candidate: Candidate) -> str:
     """Return `Best-3 (trial 0), first trial`, or `baseline`."""
     also = [("baseline", candidate.baseline and candidate.can_win), ("first trial", candidate.first)]
     return ", ".join([candidate.title, *(name for name, is_it in also if is_it and candidate.label != FIRST)])
+
+
+def _ensemble_row(found: ConfirmedEnsemble) -> tuple[str, ...]:
+    return (*_row(found.runs)[:-1], found.ensemble.title.removeprefix("ensemble of "))
 
 
 def _optimism_line(found: Confirmation) -> str:

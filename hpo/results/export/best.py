@@ -21,12 +21,13 @@ from optuna.trial import FrozenTrial
 
 from hpo.errors import HpoError
 from hpo.results.certificate import certificate_of
+from hpo.results.completed_trial import completed_trial
 from hpo.results.confirm.result import Confirmation, find_confirmation
 from hpo.results.confirm.text import winner_tree
 from hpo.results.derived_names import with_suffix
 from hpo.results.no_best_trial import no_best_trial
 from hpo.results.ranking import score, values_of
-from hpo.results.selection import completed_trial, params_of
+from hpo.results.selection import params_of
 from hpo.results.study_facts import counts_by_state, metrics_of, reported_curve
 from hpo.search.points import trial_split
 from hpo.search.study_records import (
