@@ -110,10 +110,15 @@ class StoredStudy:
         return [trial_of(record) for record in trial_records(self._storage, self.name)]
 
     def top_lines(self, n: int = 5) -> list[str]:
-        """Return a line for each of the `n` best completed trials, as `hpo top` prints them; of any Optuna study."""
+        """Return a line for each of the `n` best completed trials, as `hpo top` prints them; of any Optuna study.
+
+        A last line names the study's ensemble, if it has one.
+        """
+        from hpo.results.ensemble.record import ensemble_lines
         from hpo.results.ranking import top_lines
 
-        return top_lines(self._storage, self.name, _positive("top_lines", n))
+        lines = top_lines(self._storage, self.name, _positive("top_lines", n))
+        return [*lines, *ensemble_lines(self._storage, self.name)]
 
     def trials(self) -> list[Trial]:
         """Return every trial, by number: `trials()[12].number` is 12. Raises HpoError where there is none."""
@@ -137,17 +142,21 @@ class StoredStudy:
         """
         return stacked_curves(self.trials())
 
-    def export(self, confirmed: bool = False, trial: int | None = None) -> dict[str, Any]:
+    def export(self, confirmed: bool = False, trial: int | None = None, ensemble: bool = False) -> dict[str, Any]:
         """Return the best trial as the JSON object that `hpo export` writes, `hpo.best/3`.
 
         Of an objective study it is `hpo.objective/2`, of a study of another program `hpo.optuna/1`. `config` is a study
         of that trial alone, and `hpo.replay` retrains the trial from a file of the object. With `confirmed` it is the
         winner of the confirmation, with its estimates; with `trial`, the completed trial of that number. Of several
-        metrics it is `hpo.front/1`, whose `front` has such an object for each trial on the Pareto front. Raises
-        HpoError where there is no such trial.
+        metrics it is `hpo.front/1`, whose `front` has such an object for each trial on the Pareto front. With
+        `ensemble` it is `hpo.ensemble/1`, whose `members` have such objects. Raises HpoError where there is no such
+        trial or ensemble.
         """
         from hpo.results.export.best import export
+        from hpo.results.export.ensemble import export_ensemble
 
+        if ensemble:
+            return export_ensemble(self._storage, self.name)
         return export(self._storage, self.name, confirmed, trial)
 
     def export_text(
@@ -157,15 +166,25 @@ class StoredStudy:
         every: bool = False,
         top: int | None = None,
         trial: int | None = None,
+        ensemble: bool = False,
         form: Literal["json", "toml", "csv"] = "json",
     ) -> str:
-        """Return the text that `hpo export` writes: the best, `every` trial, the `top` best or one `trial`.
+        """Return the text that `hpo export` writes: the best, `every` trial, the `top` best, one `trial` or `ensemble`.
 
         Raises UsageError for arguments that contradict each other, and HpoError where there is no such trial.
         """
         from hpo.results.export.text import export_text
 
-        return export_text(self._storage, self.name, confirmed=confirmed, every=every, top=top, trial=trial, form=form)
+        return export_text(
+            self._storage,
+            self.name,
+            confirmed=confirmed,
+            every=every,
+            top=top,
+            trial=trial,
+            ensemble=ensemble,
+            form=form,
+        )
 
     def export_parquet(
         self, *, confirmed: bool = False, every: bool = False, top: int | None = None, trial: int | None = None

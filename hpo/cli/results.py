@@ -332,6 +332,9 @@ def export(
     trial: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Export trial N, which must be complete")
     ] = None,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Export the ensemble of `hpo ensemble`, with its members")
+    ] = False,
     form: Annotated[
         ExportFormat | None, typer.Option("--format", help="Set the file format", show_default="json")
     ] = None,
@@ -353,16 +356,25 @@ def export(
     study = hpo.load(name, storage=storage)
     if to is not None:
         options = {"-o": output, "--confirmed": confirmed, "--all": every, "--top": top, "--trial": trial}
-        for option, value in {**options, "--format": form}.items():
+        for option, value in {**options, "--ensemble": ensemble, "--format": form}.items():
             if value not in (None, False):
                 raise UsageError(f"{option}: cannot be combined with --to, which writes every trial to a tracker")
         print_line(study.export_to(to))
     elif form == ExportFormat.PARQUET:
+        if ensemble:
+            raise UsageError("--format parquet is for several trials, but --ensemble exports one object: use json")
         require_no_terminal(output, "--format parquet")
         write_output(study.export_parquet(confirmed=confirmed, every=every, top=top, trial=trial), output)
     else:
         kind = cast(Literal["json", "toml", "csv"], (form or ExportFormat.JSON).value)
-        text = study.export_text(confirmed=confirmed, every=every, top=top, trial=trial, form=kind)
+        text = study.export_text(
+            confirmed=confirmed,
+            every=every,
+            top=top,
+            trial=trial,
+            ensemble=ensemble,
+            form=kind,
+        )
         write_output(text, output)
 
 

@@ -30,6 +30,7 @@ from hpo.results.confirm.text import CONFIRMATION_HEADING, conclusions, confirma
 from hpo.results.derived_names import file_stem
 from hpo.results.display.check import distribution_line, parameter_line
 from hpo.results.effort import EFFORT_HEADING, Effort, effort_of
+from hpo.results.ensemble.record import ensemble_lines
 from hpo.results.figures.kinds import draw
 from hpo.results.figures.source import Source, in_words, read_source, space
 from hpo.results.final_test.result import evaluation_lines
@@ -71,7 +72,7 @@ def report(storage: Storage, name: str, form: str = "html") -> str:
         study=study,
         command=lambda verb: hpo_command(verb, name),
         labels=[metric_label(metric) for metric in study.search.metrics],
-        summary=_summary_lines(study, found, source, confirmation),
+        summary=_summary_lines(study, found, source, confirmation, storage),
         space=[line.split(": ", 1) for line in _space(study, source)],
         facts=_facts(study, found, storage),
         checklist=checklist(study, found, confirmation, found.user_attrs.get(DATA, {}), efforts),
@@ -132,7 +133,7 @@ def _space(study: AnyStudy, source: Source) -> list[str]:
 
 
 def _summary_lines(
-    study: AnyStudy, found: StudySummary, source: Source, confirmation: Confirmation | None
+    study: AnyStudy, found: StudySummary, source: Source, confirmation: Confirmation | None, storage: Storage
 ) -> list[str]:
     lines = [f"{states_line(found.states, found.frozen)} of {study.search.trials} trials"]
     if source.best:
@@ -143,6 +144,7 @@ def _summary_lines(
         lines += filter(None, [] if trivial is None else [trivial.warning(score(best))])
     else:
         lines.append(f"no trial to rank: {source.outcomes}")
+    lines += ensemble_lines(storage, study.name)
     if confirmation is not None:
         lines += conclusions(confirmation)
     return lines

@@ -18,7 +18,7 @@ from hpo.results.completed_trial import completed_trial
 from hpo.results.confirm.confirmed_ensemble import ENSEMBLE_RUNS
 from hpo.results.ensemble.greedy import mean_of
 from hpo.results.ensemble.members import validation_outputs
-from hpo.results.ensemble.record import Ensemble, stored_ensemble
+from hpo.results.ensemble.record import Ensemble, ensemble_from_json, stored_ensemble
 from hpo.results.ensemble.scoring import make_scorer
 from hpo.results.new_training import NewTraining, train_anew
 from hpo.search.plan import NetworkPlan, plan_stored, task_of
@@ -47,7 +47,8 @@ def confirm_ensemble(
     found = stored_ensemble(user_attrs_of(original), name)
     configs = [config_as_trained(study, completed_trial(storage, name, each.trial)) for each in found.members]
     before = user_attrs_of(stored).get(ENSEMBLE_RUNS)
-    runs = before["runs"] if before is not None and _is_same(before["ensemble"], found) else []
+    is_same = before is not None and ensemble_from_json(name, before["ensemble"]).has_same_members(found)
+    runs = before["runs"] if is_same else []
     done = {each["seed"] for each in runs}
     missing = [each for each in _seeds_and_splits(runs_study) if each[0] not in done]
     if not missing:
@@ -103,13 +104,6 @@ def _scored(
 def _seeds_and_splits(study: Study) -> list[tuple[int, int]]:
     """Return the seed of each run of a configuration, and the index of its split."""
     return [(trial_seed(study, number), trial_split(study, number)) for number in range(study.search.repeats)]
-
-
-def _is_same(record: Mapping[str, Any], found: Ensemble) -> bool:
-    """Return whether a stored ensemble has the same members as another."""
-    return [(each["trial"], each["picks"], each["epochs"]) for each in record["members"]] == [
-        (each.trial, each.picks, each.epochs) for each in found.members
-    ]
 
 
 def _store(

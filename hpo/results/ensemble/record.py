@@ -11,6 +11,7 @@ from typing import Any
 
 from hpo.errors import HpoError
 from hpo.results.ranking import metric_label
+from hpo.storage import Storage, summary
 from hpo.text import hpo_command, join_and
 
 ENSEMBLE = "hpo:ensemble"
@@ -85,6 +86,11 @@ class Ensemble:
         """Return the fraction of the picks that a member has."""
         return member.picks / self.picks
 
+    def has_same_members(self, other: Ensemble) -> bool:
+        """Return whether another ensemble has the same trials with the same picks and epochs."""
+        mine, others = ([(m.trial, m.picks, m.epochs) for m in each.members] for each in (self, other))
+        return mine == others
+
     def to_json(self) -> dict[str, Any]:
         """Return the stored form, without the study's name, which may change."""
         return {key: value for key, value in asdict(self).items() if key != "study"}
@@ -111,7 +117,10 @@ def stored_ensemble(user_attrs: Mapping[str, Any], name: str) -> Ensemble:
     return found
 
 
-def ensemble_line(found: Ensemble) -> str:
-    """Return `ensemble of trials 56 x3 and 12 | val acc: 0.9896 (optimistic: selected on the validation split)`."""
+def ensemble_lines(storage: Storage, name: str) -> list[str]:
+    """Return a line with the ensemble of a study and its score; no line where none has been selected."""
+    found = find_ensemble(summary(storage, name).user_attrs, name)
+    if found is None:
+        return []
     score = f"{metric_label(found.metric)}: {found.score:.4f} (optimistic: selected on the validation split)"
-    return f"{found.title} | {score}"
+    return [f"{found.title} | {score}"]

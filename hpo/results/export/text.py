@@ -16,6 +16,7 @@ import tomli_w
 
 from hpo.errors import UsageError
 from hpo.results.export.best import export
+from hpo.results.export.ensemble import export_ensemble
 from hpo.results.export.trials import trial_records
 from hpo.storage import Storage
 from hpo.studyfile.messages import dotted_key
@@ -34,24 +35,29 @@ def export_text(
     every: bool = False,
     top: int | None = None,
     trial: int | None = None,
+    ensemble: bool = False,
     form: str = "json",
 ) -> str:
     """Return the export of the best trial, the `confirmed` winner, `every` trial, the `top` best or one `trial`.
 
-    `form` is json, toml or csv. Raises UsageError for options that exclude each other.
+    With `ensemble` it is that of the study's ensemble. `form` is json, toml or csv. Raises UsageError for options that
+    exclude each other.
     """
-    several = check_options(form, confirmed=confirmed, every=every, top=top, trial=trial)
+    several = check_options(form, confirmed=confirmed, every=every, top=top, trial=trial, ensemble=ensemble)
     if form == "csv":
         return csv_text(trial_records(storage, name, every=every, top=top))
     if several:
         return json_lines(trial_records(storage, name, every=every, top=top))
-    tree = export(storage, name, confirmed, trial)
+    tree = export_ensemble(storage, name) if ensemble else export(storage, name, confirmed, trial)
     return escape_toml(tomli_w.dumps(_without_nulls(tree))) if form == "toml" else json_text(tree, indent=2) + "\n"
 
 
-def check_options(form: str, *, confirmed: bool, every: bool, top: int | None, trial: int | None) -> bool:
+def check_options(
+    form: str, *, confirmed: bool, every: bool, top: int | None, trial: int | None, ensemble: bool = False
+) -> bool:
     """Return whether several trials are exported. Raises UsageError for options that exclude each other."""
     options = {"--all": every, "--top": top is not None, "--trial": trial is not None, "--confirmed": confirmed}
+    options["--ensemble"] = ensemble
     given = [option for option, is_given in options.items() if is_given]
     if len(given) > 1:
         raise UsageError(f"{given[0]} excludes {given[1]}: give one of them")
