@@ -93,3 +93,59 @@ def test_ctrl_c_during_training_does_not_count_as_a_test(hpo: Run, process: Star
     assert evaluations_of(load_study(storage, "tiny").user_attrs) == []
     assert not list(folder.glob("*tiny-test*"))
     storage.close()
+
+
+def test_an_ensemble_is_selected_confirmed_tested_exported_and_predicts(hpo: Run, folder: Path) -> None:
+    keep = ("--set", "training.keep=last", "--set", "training.keep_trials=3")
+    assert hpo("launch", "tiny.toml", "--quiet", *keep).status == 0
+    refused = hpo("test", "tiny", "--ensemble")
+    assert (refused.status, refused.out) == (1, "")
+    assert refused.err == "hpo: study 'tiny' has no ensemble: select one with `hpo ensemble tiny`\n"
+
+    outcome = hpo("ensemble", "tiny", "--size", "4", "--device", "cpu")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert outcome.out.startswith("tiny: ensemble of trial")
+    assert outcome.out.splitlines()[-1].endswith("hpo confirm tiny --ensemble")
+    found = json.loads(hpo("ensemble", "tiny", "--size", "4", "--json").out)
+    assert found["candidates"] == 3
+    assert hpo("top", "tiny").out.splitlines()[-1].startswith("ensemble of trial")
+
+    outcome = hpo("confirm", "tiny", "--ensemble", "--top", "1", "--seeds", "2", "--device", "cpu")
+    assert outcome.status == 0
+    assert sum(line.startswith("ensemble ") for line in outcome.out.splitlines()) == 1
+    assert "trainings under 2 fresh seeds" in outcome.err
+    exported = json.loads(hpo("export", "tiny", "--ensemble").out)
+    jsonschema.validate(exported, schema("ensemble"))
+    assert exported["confirmed"]["study"] == "tiny-confirm"
+
+    outcome = hpo("test", "tiny", "--ensemble", "--device", "cpu")
+    assert outcome.status == 0
+    assert outcome.out.splitlines()[1].startswith("ensemble of trial")
+    result = json.loads((folder / "tiny-test" / "result.json").read_text())
+    jsonschema.validate(result, schema("ensemble_test"))
+    np.save("images.npy", sealed_digits().inputs)
+    _, *rows = hpo("predict", "tiny-test", "images.npy", "--device", "cpu").out.splitlines()
+    correct = [int(row.split(",")[1]) for row in rows] == sealed_digits().targets
+    assert correct.mean() == result["test"]["accuracy"]
+    assert "last with ensemble of trial" in hpo("test", "tiny").err
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "message"),
+    [
+        (["ensemble", "tiny", "--size", "0"], 2, "hpo: Invalid value for '--size'"),
+        (["ensemble", "tiny"], 1, "hpo: study 'tiny': no trial has stored weights: "),
+        (["test", "tiny", "--ensemble", "--trial", "0"], 2, "hpo: --trial excludes --ensemble: give one of them"),
+        (["export", "tiny", "--ensemble", "--format", "csv"], 2, "hpo: --format csv is for several trials, but"),
+        (["export", "tiny", "--ensemble", "--format", "parquet", "-o", "x"], 2, "hpo: --format parquet is for several"),
+        (["export", "tiny", "--ensemble", "--to", "mlflow"], 2, "hpo: --ensemble: cannot be combined with --to"),
+        (["confirm", "tiny", "--ensemble"], 1, "hpo: study 'tiny' has no ensemble: "),
+    ],
+)
+def test_an_invalid_use_of_ensembles_is_one_line(
+    hpo: Run, launched: None, args: list[str], status: int, message: str
+) -> None:
+    outcome = hpo(*args)
+    assert (outcome.status, outcome.out) == (status, "")
+    assert outcome.err.startswith(message)
+    assert outcome.err.count("\n") == 1

@@ -1,7 +1,7 @@
 """Export of a study's ensemble, `hpo.ensemble/1`: its scores, and its members as exported trials.
 
-See ensemble.schema.json. Each member is an `hpo.best/3` with its picks and its weight. The predictions of the ensemble are the weighted mean of
-the members' predictions: probabilities of classes or labels, or numbers.
+See ensemble.schema.json. Each member is an `hpo.best/3` with its picks and its weight. The predictions of the ensemble
+are the weighted mean of the members' predictions: probabilities of classes or labels, or numbers.
 """
 
 from __future__ import annotations
