@@ -1,6 +1,6 @@
 """Benchmark of ensembles: are they better than their best member, on test rows that no search has seen?
 
-    OMP_NUM_THREADS=1 python benchmarks/ensembles.py [--splits 10] [--trials 24] [--sizes 5 10 25 50]
+    OMP_NUM_THREADS=1 python benchmarks/ensembles.py [--data wine ...] [--splits 10] [--trials 16] [--sizes 10]
 
 For each of three small data sets of scikit-learn and each of several random splits, a quarter of the rows is the test
 part. A study searches an MLP on the rest, with a fifth of it as the validation split, and keeps the weights of its ten
@@ -46,13 +46,14 @@ Scores = Mapping[str, tuple[float, float]]
 def main() -> None:
     """Run the benchmark and print its table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
     options.add_argument("--splits", type=int, default=10)
-    options.add_argument("--trials", type=int, default=24)
-    options.add_argument("--sizes", type=int, nargs="+", default=[5, 10, 25, 50])
+    options.add_argument("--trials", type=int, default=16)
+    options.add_argument("--sizes", type=int, nargs="+", default=[SIZE])
     chosen = options.parse_args()
     print("| data | weights | size | members | best member | ensemble | accuracy, difference | log loss, difference |")
     print("|---|---|---|---|---|---|---|---|")
-    for name in DATA:
+    for name in chosen.data:
         began = time.perf_counter()
         found = [scores_on(name, split, chosen.trials, chosen.sizes) for split in range(chosen.splits)]
         for size in chosen.sizes:
