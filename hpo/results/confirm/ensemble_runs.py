@@ -47,8 +47,9 @@ def confirm_ensemble(
     found = stored_ensemble(user_attrs_of(original), name)
     configs = [config_as_trained(study, completed_trial(storage, name, each.trial)) for each in found.members]
     before = user_attrs_of(stored).get(ENSEMBLE_RUNS)
-    is_same = before is not None and ensemble_from_json(name, before["ensemble"]).has_same_members(found)
-    runs = before["runs"] if is_same else []
+    runs: list[dict[str, Any]] = []
+    if before is not None and ensemble_from_json(name, before["ensemble"]).has_same_members(found):
+        runs = before["runs"]
     done = {each["seed"] for each in runs}
     missing = [each for each in _seeds_and_splits(runs_study) if each[0] not in done]
     if not missing:

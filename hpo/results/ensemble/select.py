@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from statistics import fmean
 
 import numpy as np
@@ -50,7 +51,7 @@ def select_ensemble(storage: Storage, name: str, size: int, device: str) -> Ense
             f"study '{name}': {study.search.first_metric} is undefined for the stored weights of every trial"
         )
     outputs = [each.outputs for each in candidates]
-    picks = greedy_picks(task, outputs, lambda found: scorer.losses(found, targets), size)
+    picks = greedy_picks(task, outputs, partial(scorer.losses, targets=targets), size)
     found = Ensemble(
         study=name,
         metric=study.search.first_metric,
@@ -83,7 +84,7 @@ def _half_scores(
         rows = torch.from_numpy(generator.permutation(len(targets)))
         for half, rest in ((rows[:middle], rows[middle:]), (rows[middle:], rows[:middle])):
             parts = [each[half] for each in outputs]
-            picks = greedy_picks(task, parts, lambda found, half=half: scorer.losses(found, targets[half]), size)
+            picks = greedy_picks(task, parts, partial(scorer.losses, targets=targets[half]), size)
             others = [each[rest] for each in outputs]
             ensemble = scorer.score(mean_of(task, others, picks), targets[rest])
             scores.append((ensemble, scorer.score(others[picks[0]], targets[rest])))
