@@ -20,7 +20,7 @@ from hpo.results.ensemble.greedy import mean_of
 from hpo.results.ensemble.members import validation_outputs
 from hpo.results.ensemble.record import Ensemble, ensemble_from_json, stored_ensemble
 from hpo.results.ensemble.scoring import make_scorer
-from hpo.results.new_training import NewTraining, train_anew
+from hpo.results.weights.new_training import NewTraining, train_anew
 from hpo.search.plan import NetworkPlan, plan_stored, task_of
 from hpo.search.points import trial_seed, trial_split
 from hpo.search.study_records import RUN, config_as_trained, stored_study, user_attrs_of

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hpo.data import Split
 from hpo.errors import HpoError
-from hpo.results.checkpoint import read_checkpoint
 from hpo.results.no_best_trial import no_best_trial
+from hpo.results.weights.checkpoint import read_checkpoint
 from hpo.search.plan import NetworkPlan
 from hpo.search.study_records import config_as_trained
 from hpo.storage import Storage, best_trials

@@ -27,7 +27,6 @@ from torch import nn
 from hpo.data import SealedExamples, Split, check_test, load_test, load_whole
 from hpo.errors import HpoError, StorageError, UsageError
 from hpo.files import write_atomically
-from hpo.results.checkpoint import Trained, read_checkpoint
 from hpo.results.derived_names import file_stem
 from hpo.results.ensemble.network import EnsembleNetwork
 from hpo.results.final_test.model_folder import check_free, new_folder, sha256
@@ -40,7 +39,8 @@ from hpo.results.final_test.scores import (
 )
 from hpo.results.final_test.study_metric import metrics_of_test, study_metric
 from hpo.results.final_test.subject import Subject, find_subject
-from hpo.results.new_training import NewTraining, train_anew
+from hpo.results.weights.checkpoint import Trained, read_checkpoint
+from hpo.results.weights.new_training import NewTraining, train_anew
 from hpo.search.plan import NetworkPlan, plan_stored, task_of
 from hpo.search.study_records import CODE, DATA, RUN, precision_of, stored_study, user_attrs_of
 from hpo.storage import IDENTITY, Storage, load_study

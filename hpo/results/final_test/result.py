@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from hpo.data.examples import describe_classes
 from hpo.files import write_atomically
-from hpo.results.checkpoint import Trained
 from hpo.results.export.best import best_config
 from hpo.results.figures.confusion import confusion, label_counts
 from hpo.results.figures.files import page
@@ -25,6 +24,7 @@ from hpo.results.final_test.subject import Subject
 from hpo.results.output import Result
 from hpo.results.selection import Selection
 from hpo.results.trivial_baseline import PREDICTIONS
+from hpo.results.weights.checkpoint import Trained
 from hpo.storage.test_evaluations import Evaluation, main_score, subject_of
 from hpo.studyfile import Study
 from hpo.text import join_and, json_text

@@ -1,0 +1,1 @@
+"""Weights of configurations: those of a trial's checkpoint, or newly trained ones."""
