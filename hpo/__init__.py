@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from hpo.results.confirm.result import Confirmation
     from hpo.results.doctor.finding import Finding
+    from hpo.results.ensemble.record import Ensemble
     from hpo.results.final_test.predict import Predictions, TargetPredictions
     from hpo.results.final_test.result import Tested
     from hpo.results.output import Result
@@ -67,6 +68,7 @@ _NAMES_BY_MODULE = {
     "hpo.errors": [
         "CodeError",
         "DataError",
+        "Ensemble",
         "HpoError",
         "InterruptionError",
         "SettingError",
@@ -81,6 +83,7 @@ _NAMES_BY_MODULE = {
     "hpo.results.confirm.result": ["Confirmation"],
     "hpo.results.doctor.finding": ["Finding"],
     "hpo.results.final_test.predict": ["Predictions", "TargetPredictions"],
+    "hpo.results.ensemble.record": ["Ensemble"],
     "hpo.results.final_test.result": ["Tested"],
     "hpo.results.reproduce.replay": ["Replay"],
     "hpo.results.output": ["Result"],
@@ -97,6 +100,7 @@ __all__ = [
     "Confirmation",
     "Data",
     "DataError",
+    "Ensemble",
     "Finding",
     "HpoError",
     "InterruptionError",

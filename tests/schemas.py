@@ -1,4 +1,7 @@
-"""JSON Schemas of exported files by name: best, best-1, best-2, front, objective, objective-1, optuna, test, test-1."""
+"""JSON Schemas of exported files by name.
+
+Names: best, best-1, best-2, ensemble, ensemble_test, front, objective, objective-1, optuna, test, test-1.
+"""
 
 from __future__ import annotations
 
