@@ -1,10 +1,11 @@
-"""Group members by architecture: which of them can train together in one population.
+"""Group members into populations by architecture, and prove which user-defined modules can train in one stack.
 
-The architecture of a built-in network follows from its settings. A user-defined module is built and traced, because
-any argument may change its architecture. Before the first module of an architecture is trained, two such modules are
-trained for one step both stacked and alone, and compared (hpo/training/stacking/proof.py). Modules that cannot be
-stacked train one at a time, after one warning with the reason. A second warning follows where training changes such a
-module in a way that a state does not include: its members cannot be frozen.
+Built-in networks follow from their settings: those of any shape are one group. A user-defined module is built and
+traced, because any argument may change its architecture. Before the first module of an architecture is trained, two
+such modules are trained for one step both stacked and alone, and compared (hpo/training/stacking/proof.py). So are
+modules that differ in sizes only, padded to the largest one; where that fails, they are different groups, after one
+warning. Modules that cannot be stacked train one at a time, after one warning with the reason. A further warning
+follows where training changes such a module in a way that a state does not include: its members cannot be frozen.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from hpo.studyfile.keys import unsearchable_keys
 from hpo.training.device_data import DeviceSplit, IntegerShape, Shape, input_type
 from hpo.training.networks.builtin import build
 from hpo.training.networks.user_defined import check_ids, check_trainable, in_type, why_not_freezable
+from hpo.training.shapes.template import largest_network, largest_settings, network_shape
 from hpo.training.stack import Member
-from hpo.training.stacking.proof import prove
+from hpo.training.stacking.proof import prove, prove_padded
 from hpo.training.stacking.trace import CannotStackError, architecture_of
 
 PER_MEMBER_SETTINGS = (
@@ -37,6 +39,9 @@ PER_MEMBER_SETTINGS = (
 
 ELEMENTWISE_OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lion")
 """Optimizers that update each element of a parameter by itself, so that zeros may be added to it."""
+
+MAX_PROVED = 8
+"""Architectures that are compared in one padded stack."""
 
 PROOF_EXAMPLES = 4
 """Examples on which stacked and unstacked training are compared."""
@@ -104,6 +109,8 @@ class Grouping:
         self._architectures: dict[str, str] = {}  # arguments -> architecture
         self._reasons: dict[str, str | None] = {}  # architecture -> why it cannot be stacked
         self._not_freezable: set[str] = set()  # architectures
+        self._families: dict[str, str] = {}  # architecture -> the first one of those that are padded to one size
+        self._padded: dict[str, list[NetworkSettings]] = {}  # first architecture -> settings, one an architecture
         self._warnings: set[str] = set()
         self._raised: dict[int, Exception] = {}  # trial number -> the exception that its module raised
 
@@ -125,7 +132,9 @@ class Grouping:
             return f"{shared} {member.number}"
         # Members of a stack share the step counts of its optimizer; those of modules may lack gradients.
         updates = [] if member.state is None else [*member.state.optimizer.steps.values()]
-        return f"{shared} {architecture} {updates} {member.number if self._reasons[architecture] else ''}"
+        padded = member.config.optimizer.kind in ELEMENTWISE_OPTIMIZERS
+        family = self._families[architecture] if padded else architecture
+        return f"{shared} {family} {updates} {member.number if self._reasons[architecture] else ''}"
 
     def can_stack(self, member: Member) -> bool:
         """Return whether the member's module can be stacked. Raises the exception that its module raised, if any."""
@@ -161,13 +170,62 @@ class Grouping:
                         self._warn_once(f"{settings.module}: {problem}; its trials train without a pause")
                         self._not_freezable.add(architecture)
                 self._reasons[architecture] = reason
+                self._families[architecture] = architecture
+                if reason is None and not self._apart:
+                    self._join_family(architecture, settings)
             self._architectures[arguments] = architecture
         return self._architectures[arguments]
+
+    def _join_family(self, architecture: str, settings: NetworkSettings) -> None:
+        """Find the architectures that a new one can be padded with: all of them pass the proof in one stack."""
+        problem = ""
+        for first, others in self._padded.items():
+            if others[0].module != settings.module or _kinds(others[0].args) != _kinds(settings.args):
+                continue
+            try:
+                if not self._prove_padded([*others[-MAX_PROVED + 1 :], settings]):
+                    continue
+            except CannotStackError as error:
+                problem = str(error)
+                continue
+            except Exception as error:  # noqa: BLE001 - the constructor does not take the largest arguments together
+                problem = f"their largest arguments make no network: {_first_line(error)}"
+                continue
+            others.append(settings)
+            self._families[architecture] = first
+            return
+        self._padded[architecture] = [settings]
+        if problem:
+            self._warn_once(f"{settings.module}: networks of different shapes train apart: {problem}")
+
+    def _prove_padded(self, settings: Sequence[NetworkSettings]) -> bool:
+        """Return whether networks of these settings can be padded; False if they differ in something else than sizes.
+
+        Raises CannotStackError where they cannot, and what the constructor of the largest one raises.
+        """
+        shape, classes = self._split.shape, self._split.task.outputs
+        modules = [build(each, shape, classes, seed) for seed, each in enumerate(settings)]
+        shapes = [network_shape(each, module, shape) for each, module in zip(settings, modules, strict=True)]
+        if any(each.tensors == shapes[-1].tensors for each in shapes[:-1]):
+            return False
+        largest, template = largest_settings(settings), largest_network(settings, shape, classes)
+        own = [each.own_shape(largest) for each in shapes]
+        prove_padded(modules, template, own, self._split.train[:PROOF_EXAMPLES])
+        return True
 
     def _warn_once(self, text: str) -> None:
         if text not in self._warnings:
             self._warnings.add(text)
             self._warn(text)
+
+
+def _kinds(value: Any) -> Any:
+    """Return arguments without their numbers: equal for those that may differ in sizes and rates only."""
+    if isinstance(value, dict):
+        return {key: _kinds(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_kinds(each) for each in value]
+    return type(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _first_line(error: Exception) -> str:

@@ -113,9 +113,8 @@ def train(
     stacked, and MemoryError for members that need more memory than the device has.
     """
     mixed = len({stack_key(member.config) for member in members}) > 1
-    shapes = len({shape_key(member.config.network) for member in members})
     deadline = None if timeout_s is None else time.monotonic() + timeout_s - spent_s
-    folds, workers, threads = _make_stacks(members, split, precision, stacked, traces)
+    folds, shapes, workers, threads = _make_stacks(members, split, precision, stacked, traces)
     stacks_at_first = len(folds[0])
     with _parallel_epochs(workers, threads) as run:
         for epoch in range(members[0].epoch + 1, members[0].config.training.epochs + 1):
@@ -197,8 +196,8 @@ def _make_stacks(
     precision: str,
     stacked: bool,
     traces: Callable[[str], TraceCache] | None,
-) -> tuple[Folds, int, int]:
-    """Return each fold's stacks, the stacks that train at a time, and the threads of each stack."""
+) -> tuple[Folds, int, int, int]:
+    """Return each fold's stacks, the number of different networks, the stacks trained at a time, and their threads."""
     _require_memory(members, split, precision)
     modules = [
         [build(m.config.network, split.shape, split.task.outputs, m.seed).to(split.device) for m in members]
@@ -236,7 +235,7 @@ def _make_stacks(
         return _make_stack([members[i] for i in part], of_part, own, typed, fold, precision, stacked, traces)
 
     folds = [[make(part, fold) for part in parts] for fold in range(len(modules))]
-    return folds, count, threads // count
+    return folds, len(firsts), count, threads // count
 
 
 def _shape_key(member: Member, module: nn.Module) -> tuple[object, ...]:
@@ -279,7 +278,7 @@ def _make_stack(
         largest = largest_settings(settings)
         template = in_type(largest_network(settings, split.shape, split.task.outputs), DTYPES[precision])
         template = template.to(split.device)
-        padding = Padding([each.own_shape(largest) for each in shapes], template)
+        padding = Padding([each.own_shape(largest) for each in shapes], template, settings[0].kind == "module")
         modules = padding.modules(modules, template)
     found = traces(repr(_shape_key(members[0], modules[0]))) if traces is not None else None
     return Stack(members, modules, split.folds[fold], fold, stacked, found, padding)

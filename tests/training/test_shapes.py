@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -19,6 +20,7 @@ from hpo.training.networks.builtin import build
 from hpo.training.population import EpochResult, train
 from hpo.training.shapes.division import divide
 from hpo.training.stack import Member, MemberState
+from hpo.training.trainer import Trainer
 
 SPLIT = made_images(train=40, validation=20)
 CNN = {"kind": "cnn", "kernel": 3, "padding": 1}
@@ -166,6 +168,11 @@ def test_a_padded_member_that_diverges_fails_alone() -> None:
         assert_same_curves(together[number], alone[number], rtol=1e-9)
 
 
+def test_networks_trained_by_muon_are_not_padded() -> None:
+    keys = [stack_key(config(hidden=[size], optimizer={"kind": kind})) for kind in ("muon", "sgd") for size in (3, 4)]
+    assert keys[0] != keys[1] != keys[2] == keys[3]
+
+
 def test_folds_of_several_shapes() -> None:
     split = folded(SPLIT)
     members = members_of([{**each, "lr": 0.01} for each in SHAPES])
@@ -173,3 +180,87 @@ def test_folds_of_several_shapes() -> None:
     for each in members:
         alone, _ = curves([each], split)
         assert_same_curves(together[each.number], alone[each.number], rtol=1e-9)
+
+
+CODE = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, shape, classes, filters=3, width=6, rate=0.2):
+        super().__init__()
+        self.conv = nn.Conv2d(shape[0], filters, 3, padding=1)
+        self.norm = nn.BatchNorm2d(filters)
+        self.channels, self.drop = nn.Dropout2d(rate), nn.Dropout(rate)
+        self.hidden = nn.Linear(filters * 16, width)
+        self.scale = nn.Parameter(torch.ones(width))
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x):
+        x = torch.sigmoid(self.channels(self.norm(self.conv(x))))
+        x = self.drop(nn.functional.max_pool2d(x, 2).flatten(1))
+        return self.head(self.drop(torch.cos(self.hidden(x)) * self.scale + 1))
+
+
+class Normed(Net):
+    def __init__(self, shape, classes, width=6):
+        super().__init__(shape, classes, width=width)
+        self.drop = nn.LayerNorm(width)
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(self.conv(x), 2).flatten(1)
+        return self.head(self.drop(self.hidden(x)))
+
+
+class Split(nn.Module):
+    def __init__(self, shape, classes, width=6):
+        super().__init__()
+        self.left, self.right = nn.Linear(64, width), nn.Linear(64, width)
+        self.head = nn.Linear(2 * width, classes)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.head(torch.cat([self.left(x), self.right(x)], 1))
+"""
+
+
+def own(folder: Path, name: str, *arguments: dict[str, Any], **more: Any) -> list[Member]:
+    (folder / "nets.py").write_text(CODE)
+    members = []
+    for number, args in enumerate(arguments):
+        one = config("module", module=f"nets.py:{name}", args=args, lr=0.02, **more)
+        network = one.network.with_folder(folder)
+        members.append(member(number, one.model_copy(update={"network": network})))
+    return members
+
+
+def grouped(members: Sequence[Member]) -> tuple[list[list[int]], list[str]]:
+    warnings: list[str] = []
+    found = Trainer(SPLIT, "float64", warnings.append).groups(members)
+    return [[each.number for each in group] for group in found], warnings
+
+
+@pytest.mark.parametrize("kind", ["momentum", "adam"])
+def test_user_defined_networks_of_several_sizes_train_as_alone(tmp_path: Path, kind: str) -> None:
+    sizes = ((3, 2, 0.2), (1, 9, 0.5), (2, 6, 0.0), (3, 2, 0.4))
+    arguments = [{"filters": filters, "width": width, "rate": rate} for filters, width, rate in sizes]
+    optimizer = {"kind": kind, "weight_decay": 0.01, "clip": 0.5, **({"eps": 1e-2} if kind == "adam" else {})}
+    members = own(tmp_path, "Net", *arguments, epochs=2, optimizer=optimizer)
+    assert grouped(members) == ([[0, 1, 2, 3]], [])
+    assert_each_trains_as_alone(members, {1: {0}})
+    muon = own(tmp_path, "Net", *arguments, optimizer={"kind": "muon"})
+    assert grouped(muon) == ([[0, 3], [1], [2]], [])  # its updates depend on the shapes of weights
+    _, result = run(members, 1)
+    state = result.states([1])[1]
+    build(members[1].config.network, SPLIT.shape, 10, 0).load_state_dict(state)
+
+
+def test_user_defined_networks_whose_padding_changes_a_result_train_apart(tmp_path: Path) -> None:
+    found, warnings = grouped(own(tmp_path, "Normed", {"width": 4}, {"width": 5}, {"width": 4}))
+    assert found == [[0, 2], [1]]
+    apart = "nets.py:Normed: networks of different shapes train apart: "
+    assert warnings == [f"{apart}Normed cannot be stacked: its outputs in a stack differ from those alone"]
+    found, warnings = grouped(own(tmp_path, "Split", {"width": 4}, {"width": 5}))
+    assert found == [[0], [1]]
+    assert len(warnings) == 1

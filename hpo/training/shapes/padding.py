@@ -19,9 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+
 ZERO_AT_ZERO = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.Embedding),
-    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Flatten, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d),
+    *(*DROPOUTS, nn.Flatten, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d),
     *(nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Identity),
 )
 """Layers that return zeros in a padded unit or channel."""
@@ -40,15 +42,19 @@ class OwnShape:
 
 
 class Padding:
-    """The own shapes of K members in a stack. `clears` says whether gradients in the padding may be other than 0."""
+    """The own shapes of K members in a stack. `clears` says whether gradients in the padding may be other than 0.
 
-    def __init__(self, members: Sequence[OwnShape], template: nn.Module) -> None:
+    They may in a `user_defined` network, whose forward calls functions that are no layers.
+    """
+
+    def __init__(self, members: Sequence[OwnShape], template: nn.Module, user_defined: bool = False) -> None:
         self.members = list(members)
         self._shapes = {name: value.shape for name, value in template.state_dict().items()}
         paths = [{each.names.get(path, path) for path in each.names} for each in members]
         self._present = [{path for path, _ in template.named_modules()} & own for own in paths]
         self._counts: dict[str, int] = {}
-        self.clears = any(type(each) not in ZERO_AT_ZERO for each in template.modules() if not list(each.children()))
+        leaves = [each for each in template.modules() if not list(each.children())]
+        self.clears = user_defined or any(type(each) not in ZERO_AT_ZERO for each in leaves)
 
     @property
     def differ_in_depth(self) -> bool:
@@ -68,9 +74,9 @@ class Padding:
         for index, (own, member) in enumerate(zip(self.members, members, strict=True)):
             module = copy.deepcopy(template)
             module.load_state_dict({name: value[index] for name, value in joined.items()})
-            rates = {own.names[path]: each.p for path, each in member.named_modules() if hasattr(each, "p")}
+            rates = {own.names[path]: each.p for path, each in member.named_modules() if isinstance(each, DROPOUTS)}
             for path, layer in module.named_modules():
-                if hasattr(layer, "p"):
+                if isinstance(layer, DROPOUTS):
                     layer.p = rates.get(path, 0.0)
             padded.append(module)
         return padded

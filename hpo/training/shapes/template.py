@@ -14,7 +14,7 @@ from hpo.studyfile import NetworkSettings
 from hpo.training.device_data import Shape, input_type, zero_example
 from hpo.training.global_locks import GLOBAL_STATE_LOCK
 from hpo.training.networks.builtin import MLP, build
-from hpo.training.shapes.padding import OwnShape
+from hpo.training.shapes.padding import DROPOUTS, OwnShape
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def network_shape(settings: NetworkSettings, network: nn.Module, shape: Shape) -
 
     def count(module: nn.Module, args: object, out: object) -> None:
         if isinstance(out, Tensor):
-            if hasattr(module, "p"):
+            if isinstance(module, DROPOUTS):
                 dropouts.append(tuple(out.shape[1:]))
             weight = getattr(module, "weight", None)
             if isinstance(weight, Tensor) and weight.dim() > 1:

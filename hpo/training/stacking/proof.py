@@ -2,7 +2,7 @@
 
 The comparison, in float64, finds what tracing cannot see, such as Python code that depends on a value's class or a
 function that torch.vmap does not support. It runs before training; after CannotStackError, the caller trains the
-members one at a time.
+members one at a time. `prove_padded` compares members of different sizes in one stack with a stack for each.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo.training.device_data import input_type
+from hpo.training.shapes.padding import OwnShape, Padding
 from hpo.training.stacking.stacked_network import StackedNetwork
 from hpo.training.stacking.supported import DROPOUT_LAYERS, SEQUENCE_LAYERS
 from hpo.training.stacking.trace import CannotStackError, require
@@ -44,6 +45,79 @@ def prove(members: Sequence[nn.Module], examples: Tensor) -> None:
                 _loss(out).backward()  # type: ignore[no-untyped-call]
                 for number, module in enumerate(alone):
                     _require_same_step(network, number, module, expected[number])
+
+
+def prove_padded(
+    members: Sequence[nn.Module], template: nn.Module, shapes: Sequence[OwnShape], examples: Tensor
+) -> None:
+    """Raise CannotStackError unless members trained in one stack, padded to a template, train as each in its own stack.
+
+    Their parameters get random values, because zeros such as the initial biases would hide a mistake. Dropout is on.
+    """
+    _require_paddable(members, template)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        own = [_randomized(copy.deepcopy(member).cpu().double()) for member in members]
+        padding = Padding(shapes, template, user_defined=True)
+        stack = StackedNetwork(padding.modules(own, template.cpu().double()), torch.float64, padding=padding)
+        alone = [StackedNetwork([module], torch.float64) for module in own]
+        batch = examples.detach().cpu()
+        batch = batch.to(input_type(batch, torch.float64))
+        for index, dropout in enumerate(stack.dropouts):
+            keys = torch.randint(2**62, (len(own), 1))
+            dropout.set_keys(keys)
+            for number, network in enumerate(alone):
+                network.dropouts[index].set_keys(keys[number : number + 1])
+        for training, x in ((True, batch), (False, batch), (False, batch[:1])):
+            out, expected = _run(stack, x, training), [_run(network, x, training) for network in alone]
+            for number, module in enumerate(own):
+                _require_close(out[number], expected[number][0], type(module).__name__, "outputs")
+            if training:
+                _backward(stack, out)
+                for number, network in enumerate(alone):
+                    _backward(network, expected[number])
+                    _require_same_padded_step(stack, number, network)
+
+
+def _require_paddable(members: Sequence[nn.Module], template: nn.Module) -> None:
+    """Raise CannotStackError unless the template has the members' tensors, each at least as large."""
+    name, largest = type(template).__name__, template.state_dict()
+    for module in (*members, template):
+        for path, layer in module.named_modules():
+            layer_name = f"layer '{path}' ({type(layer).__name__})"
+            require(not isinstance(layer, SEQUENCE_LAYERS), layer_name, "there is no padded form of it")
+        state, buffers = module.state_dict(), dict(module.named_buffers())
+        require(buffers.keys() <= state.keys(), name, "it has a buffer that is not persistent")
+        require(state.keys() == largest.keys(), name, "the members differ in their layers")
+        for key, value in state.items():
+            fits = isinstance(value, Tensor) and value.dim() == largest[key].dim()
+            fits = fits and all(own <= size for own, size in zip(value.shape, largest[key].shape, strict=True))
+            require(fits, f"'{key}'", "the largest arguments do not make its largest shape")
+
+
+@torch.no_grad()
+def _randomized(module: nn.Module) -> nn.Module:
+    for parameter in module.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)
+    return module
+
+
+def _backward(network: StackedNetwork, out: Tensor) -> None:
+    network.blocks.begin_step()
+    _loss(out).backward()  # type: ignore[no-untyped-call]
+    network.blocks.clear_padding()
+
+
+def _require_same_padded_step(stack: StackedNetwork, number: int, alone: StackedNetwork) -> None:
+    gradients = stack.blocks.of_member(number, {name: slot.grad for name, slot in stack.blocks.slots.items()})
+    for name, slot in alone.blocks.slots.items():
+        have_gradients = stack.blocks.slots[name].has_gradient == slot.has_gradient
+        require(have_gradients, f"'{name}'", "it has a gradient only in a stack, or only alone")
+        if slot.has_gradient:
+            _require_close(gradients[name], slot.grad[0], f"'{name}'", "gradients")
+    state = stack.state_dict(number)
+    for name, value in alone.state_dict(0).items():
+        _require_close(state[name].double(), value.double(), f"'{name}'", "values after a step")
 
 
 def _run(network: StackedNetwork, x: Tensor, training: bool) -> Tensor:

@@ -140,7 +140,8 @@ class StackedNetwork:
         for layer in self._layers:
             values.update({self._names[name]: value for name, value in layer.buffers().items()})
         if self._padding is not None:
-            return {name: value.clone() for name, value in self._padding.split(member, values).items()}
+            named = {name: values[first_name] for name, first_name in self._names.items()}
+            return {name: value.clone() for name, value in self._padding.split(member, named).items()}
         return {name: values[first_name][member].clone() for name, first_name in self._names.items()}
 
     def values(self, member: int) -> dict[str, Tensor]:
