@@ -28,7 +28,7 @@ from hpo.tracking.targets import parse_targets
 POLL_S = 2.0
 """Seconds between two reads of the storage; more where reading and writing take long: see `TIME_FRACTION`."""
 
-RUNNING_S = 10.0
+RUNNING_S = 20.0
 """Seconds between two writes of running trials, whose curves grow with every epoch; ended ones are written at once."""
 
 TIME_FRACTION = 0.25
@@ -39,7 +39,7 @@ RETRY_S = 15.0
 
 LONGEST_RETRY_S = 240.0
 
-NICENESS = 5
+NICENESS = 10
 
 TOO_LATE = 3
 """Exit status of a process that has not written everything in the time after the search."""
