@@ -33,14 +33,9 @@ import hpo
 from hpo.search.events import EpochEnded, Event, Note, PopulationEnded, PopulationStarted
 
 PORT = 5917
-START_S = 180.0
+START_S = 600.0
 WITHOUT, WITH = "without", "with"
 CHUNK = 2  # epochs
-NORMAL = (
-    "nice",
-    "-n",
-    str(max(0, -os.nice(0))),
-)  # a server has a normal priority, also where the training has a higher
 
 
 def main() -> None:
@@ -62,7 +57,7 @@ def mlflow_server(folder: Path) -> Iterator[str]:
     files = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "files")]
     with (folder / "log").open("w") as log:
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        server = subprocess.Popen([*NORMAL, *command, *files], stdout=log, stderr=log, env=environment)
+        server = subprocess.Popen([*command, *files], stdout=log, stderr=log, env=environment)
     try:
         end = time.monotonic() + START_S
         while not answers():
