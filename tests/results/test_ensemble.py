@@ -24,7 +24,7 @@ import hpo
 from hpo.data import load_split
 from hpo.errors import HpoError, InterruptionError, UsageError
 from hpo.results.confirm.confirmed_ensemble import ENSEMBLE_RUNS
-from hpo.results.confirm.result import Confirmation
+from hpo.results.confirm.result import Confirmation, find_confirmation
 from hpo.results.confirm.text import ConfirmationResult
 from hpo.results.display.progress import QuietProgress
 from hpo.results.ensemble import select
@@ -49,6 +49,7 @@ from hpo.training.networks.builtin import build
 from hpo.training.networks.weights_file import read_weights
 from hpo.training.tasks.averaging import MeanPrediction
 from hpo.training.tasks.task import Task, classification
+from hpo.training.trainer import Outcome
 
 KEPT = {"keep": "last", "keep_trials": 4, "epochs": 4}
 STUDY = study_of(
@@ -252,6 +253,21 @@ def test_a_run_is_the_mean_of_members_under_seeds_of_their_own(
             with torch.no_grad():
                 mean = mean.add(module.eval()(torch.from_numpy(validation.inputs).double()), member.picks)
         assert score == pytest.approx((mean.outputs().argmax(1).numpy() == validation.targets).mean())
+
+
+def test_an_ensemble_whose_members_fail_has_no_row(searched: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpo.results.confirm import ensemble_runs
+
+    def failed(study: Any, planned: Any, precision: str, trainings: Any, *args: Any) -> Any:
+        return {each.number: Outcome(failed="diverged") for each in trainings}
+
+    monkeypatch.setattr(ensemble_runs, "train_anew", failed)
+    select_ensemble(searched, "tiny", 3, "cpu")
+    with pytest.raises(HpoError, match=r"'tiny-confirm': in every run of the ensemble of .*, a member has failed"):
+        confirmed(searched)
+    found = find_confirmation(searched, "tiny")
+    assert found is not None
+    assert found.ensemble is None
 
 
 def test_an_interrupted_confirmation_continues(searched: Storage) -> None:

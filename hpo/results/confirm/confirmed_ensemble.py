@@ -32,12 +32,14 @@ class ConfirmedEnsemble:
 def confirmed_ensemble(
     user_attrs: Mapping[str, Any], original: str, ranking: Ranking, overlap: float, has_splits: bool
 ) -> ConfirmedEnsemble | None:
-    """Return the ensemble in the user attributes of a confirming study; None where none was confirmed with it."""
+    """Return the ensemble in the user attributes of a confirming study; None where it has no score there."""
     record = user_attrs.get(ENSEMBLE_RUNS)
     if record is None:
         return None
     found = ensemble_from_json(original, record["ensemble"])
     scored = [each for each in record["runs"] if each["score"] is not None]
+    if not scored:
+        return None
     runs = Runs(
         candidate=Candidate("ensemble", {}, None, found.score, False),
         scores={each["seed"]: each["score"] for each in scored},

@@ -68,6 +68,8 @@ def confirm_ensemble(
         ]
         runs = [*runs, *_scored(runs_study, planned, precision, found, some, trainings, stop, say)]
         _store(storage, stored._study_id, user_attrs_of(stored).get(IDENTITY), found, runs, confirming)
+    if all(each["score"] is None for each in runs):
+        raise HpoError(f"study '{confirming}': in every run of the {found.title}, a member has failed")
 
 
 def _scored(
@@ -115,8 +117,6 @@ def _store(
     runs: Sequence[Mapping[str, Any]],
     name: str,
 ) -> None:
-    if all(each["score"] is None for each in runs):
-        raise HpoError(f"study '{name}': every run of the {found.title} has failed")
     record = {"ensemble": found.to_json(), "runs": list(runs)}
     try:
         storage.set_study_attrs(study_id, {ENSEMBLE_RUNS: record}, identity=identity)
