@@ -46,6 +46,7 @@ LONG = [
         f"docs/how-to/{page}.md"
         for page in [
             "comparing",
+            "ensembles",
             "metrics-and-losses",
             "notebook",
             "objective-function",
