@@ -5,7 +5,8 @@ storage. "side by side" is a population as a launch trains it; "apart" is a popu
 has a population for each trial. The ways take turns at the same chunks.
 
     python benchmarks/shapes.py FILE [--trials 64] [--population 16] [--epochs 5] [--set KEY=VALUE]
-    python benchmarks/shapes.py --cost    # fits the constants of hpo/training/shapes/division.py
+    python benchmarks/shapes.py --cost     # fits the constants of hpo/training/shapes/division.py
+    python benchmarks/shapes.py --batches  # bounds the gain of one program for members of two batch sizes
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import itertools
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import optuna
@@ -34,6 +35,14 @@ from hpo.training.shapes.template import network_shape
 from hpo.training.stack import DTYPES, Member
 from hpo.training.tasks.task import classification
 from hpo.training.trainer import Trainer
+
+EXAMPLES = 2000
+SPLIT = DeviceSplit(
+    *(torch.rand(EXAMPLES, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(EXAMPLES) % 10),
+    *(torch.zeros(10, 1, 16, 16), torch.arange(10)),
+    task=classification(10),
+    seed=0,
+)
 
 
 def random_members(study: Study, count: int) -> list[Member]:
@@ -89,46 +98,66 @@ def compare(study: Study, trials: int, population: int, epochs: int, precision: 
         print(f"{way:16}{counts[way]:8}{statistics.fmean(found):18.4f}{min(found):9.4f}{quartiles:>20}{ratio:14.2f}")
 
 
+def step_us(members: int, hidden: list[int], batch_size: int, norm: bool, rounds: int) -> Callable[[], float]:
+    """Return a function that trains an epoch of a stack and returns the microseconds of a step."""
+    config = _config(hidden, batch_size, norm, rounds)
+    epochs = train([Member(n, config, n) for n in range(members)], SPLIT, "float32")
+    next(epochs)
+
+    def measure() -> float:
+        start = time.perf_counter()
+        next(epochs)
+        return 1e6 * (time.perf_counter() - start) / -(-EXAMPLES // batch_size)
+
+    return measure
+
+
+def _config(hidden: list[int], batch_size: int, norm: bool, rounds: int) -> Config:
+    return Config.model_validate(
+        {
+            "network": {"kind": "mlp", "hidden": hidden, "batch_norm": norm, "dropout": 0.2},
+            "optimizer": {"kind": "adam", "lr": 1e-3},
+            "training": {"epochs": rounds + 1, "batch_size": batch_size},
+        }
+    )
+
+
 def fit_cost(rounds: int) -> None:
     """Measure steps of stacks of one shape on one thread, and print the constants that fit their durations."""
-    torch.set_num_threads(1)
-    images = torch.rand(2000, 1, 16, 16)
-    labels = torch.arange(2000) % 10
-    split = DeviceSplit(images, labels, images[:10], labels[:10], task=classification(10), seed=0)
-    running = []
-    for hidden, members, size, norm in itertools.product(
-        ([32], [128], [32] * 3, [128] * 2, [256] * 3), (1, 4, 12), (32, 128), (False, True)
-    ):
-        config = Config.model_validate(
-            {
-                "network": {"kind": "mlp", "hidden": hidden, "batch_norm": norm, "dropout": 0.2},
-                "optimizer": {"kind": "adam", "lr": 1e-3},
-                "training": {"epochs": rounds + 1, "batch_size": size},
-            }
-        )
-        network = build(config.network, split.shape, 10, 0)
-        shape = network_shape(config.network, network, split.shape)
-        epochs = train([Member(n, config, n) for n in range(members)], split, "float32")
-        next(epochs)
-        running.append((work([shape] * members, size), -(-2000 // size), epochs, list[float](), norm))
-    for _ in range(rounds):
-        for _, steps, epochs, times, _ in running:
-            start = time.perf_counter()
-            next(epochs)
-            times.append(1e6 * (time.perf_counter() - start) / steps)
-    for norms in ((False,), (True,), (False, True)):
-        chosen = [each for each in running if each[4] in norms]
-        rows = np.array([row for row, *_ in chosen])
-        us = np.array([min(times) for *_, times, _ in chosen])
-        found, _ = nnls(rows / us[:, None], np.ones(len(us)))  # relative errors
-        errors = np.abs(rows @ found / us - 1)
-        print(f"batch norm {norms}: us {found}; relative error: mean {errors.mean():.2f}, largest {errors.max():.2f}")
+    widths = ([32], [128], [32] * 3, [128] * 2, [256] * 3)
+    rows, running = [], []
+    for hidden, members, size, norm in itertools.product(widths, (1, 4, 12), (32, 128), (False, True)):
+        config = _config(hidden, size, norm, rounds)
+        shape = network_shape(config.network, build(config.network, SPLIT.shape, 10, 0), SPLIT.shape)
+        rows.append(work([shape] * members, size))
+        running.append(step_us(members, hidden, size, norm, rounds))
+    us = np.min([[measure() for measure in running] for _ in range(rounds)], axis=0)
+    found, _ = nnls(np.array(rows) / us[:, None], np.ones(len(us)))  # relative errors
+    errors = np.abs(np.array(rows) @ found / us - 1)
+    print(f"microseconds: {found}; relative error: mean {errors.mean():.2f}, largest {errors.max():.2f}")
+
+
+def bound_batch_sizes(rounds: int, small: int = 32, large: int = 128, members: int = 8) -> None:
+    """Print the time of an epoch of members of two batch sizes in two stacks, and a lower bound in one.
+
+    In one program, every step of a member with large batches is one step of all members, whose rows are padded to the
+    large size. The bound leaves out that these members would no longer share one batch.
+    """
+    few, many = (-(-EXAMPLES // size) for size in (large, small))
+    for hidden in ([32] * 2, [100] * 2, [256] * 2):
+        running = [step_us(*each, True, rounds) for each in ((members, hidden, small), (members, hidden, large))]
+        running.append(step_us(2 * members, hidden, large, True, rounds))
+        of_small, of_large, of_both = np.min([[measure() for measure in running] for _ in range(rounds)], axis=0)
+        apart, one = many * of_small + few * of_large, few * of_both + (many - few) * of_small
+        times = f"two stacks {apart / 1e6:.3f} s an epoch, one at least {one / 1e6:.3f} s"
+        print(f"hidden {hidden}: {times}, at most {apart / one:.2f} times as fast")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("file", nargs="?")
     parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--batches", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=64)
     parser.add_argument("--population", type=int, default=16)
@@ -137,8 +166,9 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="changes")
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if given.cost:
-        fit_cost(given.rounds)
+    if given.cost or given.batches:
+        torch.set_num_threads(1)
+        (fit_cost if given.cost else bound_batch_sizes)(given.rounds)
         return
     study = read_study(given.file, given.changes)
     assert isinstance(study, Study), "the benchmark needs a network study"

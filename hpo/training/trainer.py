@@ -128,20 +128,22 @@ class Trainer:
             if len(members) == 1 or members[0].config.network.kind != "module":
                 raise
             self._warn(f"{error}; these {len(members)} trials train one at a time")
-            together = False
+            parts, reason = [[member] for member in members], ""
+        except HpoError:  # one of the networks cannot be built
+            if len(parts := self._architectures(members)) == 1:
+                raise
+            reason = ""
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             if len(members) == 1:
                 problem = f"a single network does not fit into the memory of {self._split.device}"
                 raise HpoError(f"{problem}: use a smaller network or batch size") from error
-            together = True
-        if not together:
-            for member in members:
-                yield from self.train([member], spent_s)
-            return
+            parts, reason = self._architectures(members), "out of memory with networks of several shapes at once"
         # Outside the handler: its traceback would keep the population's tensors alive.
-        if len(parts := self._architectures(members)) > 1:
+        if len(parts) > 1:
+            if reason:
+                self._warn(f"{reason}: continuing with one shape at a time")
             yield from self._train_apart(parts, spent_s)
             return
         if self._max_members is None:
@@ -163,11 +165,11 @@ class Trainer:
         self, parts: Sequence[list[Member]], spent_s: float
     ) -> Generator[EpochResult, Collection[int], None]:
         """Train populations one after the other; members that cannot be trained fail without the others."""
-        self._warn(f"out of memory with networks of {len(parts)} shapes at once: continuing with one shape at a time")
         for part in parts:
             try:
                 yield from self.train(part, spent_s)
             except HpoError as error:
+                self._warn(f"{len(part)} trial{'s' * (len(part) > 1)} failed: {error}")
                 reasons = dict.fromkeys((member.number for member in part), str(error))
                 yield EpochResult(part[0].epoch + 1, {}, reasons, lambda numbers: {}, lambda numbers: {})
 
