@@ -98,7 +98,7 @@ def _require_paddable(members: Sequence[nn.Module], template: nn.Module) -> None
 @torch.no_grad()
 def _randomized(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
-        parameter += 0.1 * torch.randn_like(parameter)
+        parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return module
 
 
