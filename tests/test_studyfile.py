@@ -137,6 +137,8 @@ class TestReading:
                 "ema": 0.0,
                 "flip": 0.0,
                 "shift": 0,
+                "cutout": 0,
+                "mixup": 0.0,
                 "keep": "none",
                 "keep_trials": 5,
                 "checkpoint": "auto",
@@ -670,7 +672,7 @@ class TestDifferences:
         stored = study.resolved()
         for section, keys in {
             "optimizer": ("schedule", "warmup"),
-            "training": ("label_smoothing", "ema", "flip", "shift"),
+            "training": ("label_smoothing", "ema", "flip", "shift", "cutout", "mixup"),
         }.items():
             for key in keys:
                 del stored[section][key]
@@ -835,6 +837,10 @@ def test_data_without_its_prefix_and_other_tasks_are_explained(tmp_path: Path) -
         (
             {"task": {"loss": "mine.py:loss"}, "training__label_smoothing": 0.1},
             "training.label_smoothing: not used with task.loss = mine.py:loss (got 0.1)",
+        ),
+        (
+            {"task": {"loss": "mine.py:loss"}, "training__mixup": {"low": 0.0, "high": 0.4}},
+            "training.mixup.high: not used with task.loss = mine.py:loss (got 0.4)",
         ),
         ({"task": {"class_weights": {"choices": ["balanced"]}}}, "task.class_weights: cannot be searched"),
     ],

@@ -284,6 +284,8 @@ class Training(Section):
     ema: Float = 0.0
     flip: Float = 0.0
     shift: Int = 0
+    cutout: Int = 0
+    mixup: Float = 0.0
     patience: Int | None = None
     keep: Literal["none", "best", "last"] = "none"
     keep_trials: int = 5

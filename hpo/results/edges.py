@@ -22,7 +22,13 @@ from hpo.studyfile.keys import open_tables
 from hpo.studyfile.trees import replaced
 from hpo.studyfile.writing import key_text
 
-SHAPING = {("network", "kernel"), ("network", "padding"), ("network", "pool"), ("training", "shift")}
+SHAPING = {
+    ("network", "kernel"),
+    ("network", "padding"),
+    ("network", "pool"),
+    ("training", "shift"),
+    ("training", "cutout"),
+}
 """Settings whose possible values depend on the shape of the data."""
 
 EDGE = 0.05  # fraction of the range's width, of the logarithms for a log range

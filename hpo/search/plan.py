@@ -23,7 +23,15 @@ from hpo.search.space import Values, config_of
 from hpo.search.study_records import CODE, check_code, check_data, user_attrs_of
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study
 from hpo.studyfile.messages import dotted_key
-from hpo.training.device_data import DeviceSplit, IntegerShape, describe, example_shape, split_shape, to_device
+from hpo.training.device_data import (
+    DeviceSplit,
+    IndexedShape,
+    IntegerShape,
+    describe,
+    example_shape,
+    split_shape,
+    to_device,
+)
 from hpo.training.devices import describe_device, find_device, is_out_of_memory
 from hpo.training.grouping import PROOF_EXAMPLES, two_networks, why_not_stackable
 from hpo.training.networks.builtin import build
@@ -286,20 +294,27 @@ def can_train(study: Study, values: Values) -> bool:
 
 
 def _check_augmentation(study: Study, split: Split) -> None:
-    """Raise StudyFileError for flips or shifts of examples that are no images, or a shift of an image's whole side."""
+    """Raise StudyFileError for the augmentation of examples that cannot have it, or over an image's whole side."""
     shape = split_shape(split)
+    if isinstance(shape, IntegerShape | IndexedShape):
+        for place, alpha in study.possible_values(("training", "mixup")).items():
+            if alpha:
+                kind = "integers" if isinstance(shape, IntegerShape) else "rows with categories in embeddings"
+                problem = f"cannot mix the examples of {split.dataset}, which are {kind} (got {alpha:g}); remove it"
+                raise study.error(dotted_key(place), problem)
     if len(shape) != 3 or isinstance(shape, IntegerShape):
-        for key in ("flip", "shift"):
+        for key in ("flip", "shift", "cutout"):
             for place, value in study.possible_values(("training", key)).items():
                 if value:
                     problem = f"needs images, but the examples of {split.dataset} are {describe(shape)} (got {value:g})"
                     raise study.error(dotted_key(place), f"{problem}; remove it")
         return
     side = min(shape[1:])
-    for place, shift in study.possible_values(("training", "shift")).items():
-        if shift >= side:
-            problem = f"must be below {side}, the pixels of an image's shorter side (got {shift})"
-            raise study.error(dotted_key(place), problem)
+    for key in ("shift", "cutout"):
+        for place, pixels in study.possible_values(("training", key)).items():
+            if pixels >= side:
+                problem = f"must be below {side}, the pixels of an image's shorter side (got {pixels})"
+                raise study.error(dotted_key(place), problem)
 
 
 def to_planned_device(study: Study, planned: NetworkPlan) -> list[DeviceSplit]:

@@ -187,7 +187,7 @@ class _Check:
             for table, tree in zip(self.tables, settings, strict=True)
         ]
         study = Study(source, parameters, first[0], self.outside_tables(first[0]), tuple(tables), folder)
-        self.check_label_smoothing(study)
+        self.check_targets_of_training(study)
         self.check_embedding(study)
         return study
 
@@ -350,13 +350,14 @@ class _Check:
             problem = f"must be at most search.repeats, {repeats}: each repeat of a configuration has one split"
             self.add(("data", "splits"), f"{problem} (got {splits})")
 
-    def check_label_smoothing(self, study: Study) -> None:
-        """Find label smoothing of another loss than the cross-entropy."""
+    def check_targets_of_training(self, study: Study) -> None:
+        """Find label smoothing of another loss than the cross-entropy, and mixup of other targets than labels."""
         loss = study.task.used_loss
-        if loss != "cross_entropy":
-            for path, value in study.possible_values(("training", "label_smoothing")).items():
-                if value:
-                    self.add(path, f"not used with task.loss = {loss} (got {format_value(value)})")
+        for key, losses in (("label_smoothing", ("cross_entropy",)), ("mixup", ("cross_entropy", "bce"))):
+            if loss not in losses:
+                for path, value in study.possible_values(("training", key)).items():
+                    if value:
+                        self.add(path, f"not used with task.loss = {loss} (got {format_value(value)})")
 
     def check_embedding(self, study: Study) -> None:
         """Find embeddings for networks that have none, and embeddings of no column."""

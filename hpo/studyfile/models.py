@@ -144,6 +144,8 @@ class TrainingSettings(Settings):
     ema: Fraction = 0.0
     flip: float = Field(0.0, ge=0, le=1)
     shift: Natural = 0
+    cutout: Natural = 0
+    mixup: float = Field(0.0, ge=0)
     patience: Positive | None = None
     keep: Annotated[Literal["none", "best", "last"], NotSearchable()] = "none"
     keep_trials: Annotated[Positive, NotSearchable()] = 5

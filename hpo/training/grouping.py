@@ -21,6 +21,7 @@ from hpo.errors import HpoError
 from hpo.studyfile import Config, NetworkSettings
 from hpo.studyfile.keys import unsearchable_keys
 from hpo.training.device_data import DeviceSplit, IntegerShape, Shape, input_type
+from hpo.training.member_examples import has_own_examples
 from hpo.training.networks.builtin import build
 from hpo.training.networks.user_defined import check_ids, check_trainable, in_type, why_not_freezable
 from hpo.training.shapes.template import largest_network, largest_settings, network_shape
@@ -33,6 +34,8 @@ PER_MEMBER_SETTINGS = (
     ("network", "dropout"),
     ("training", "label_smoothing"),
     ("training", "ema"),
+    ("training", "mixup"),
+    ("training", "cutout"),
     ("training", "patience"),
 )
 """Settings that may differ between members of a population, besides the numbers and schedule of the optimizer."""
@@ -61,6 +64,7 @@ def _shared(config: Config) -> dict[str, Any]:
     for section, key in (*PER_MEMBER_SETTINGS, *unsearchable_keys(), ("network", "args")):
         del shared[section][key]
     shared["optimizer"] = shared["optimizer"]["kind"]
+    shared["own_examples"] = has_own_examples(config.training)
     return shared
 
 
@@ -68,23 +72,25 @@ def stack_key(config: Config) -> str:
     """Return a text that is equal for members that can share a stack, in which their networks are padded to one size.
 
     Lists of layers may differ in their numbers, and those of an mlp in length; a network without hidden layers differs.
-    With an optimizer whose update depends on the shape of a weight, nothing may differ.
+    With examples of each member's own, and with an optimizer whose update depends on the shape of a weight, nothing may
+    differ.
     """
     shared, network = _shared(config), config.network
-    if config.optimizer.kind not in ELEMENTWISE_OPTIMIZERS:
+    if config.optimizer.kind not in ELEMENTWISE_OPTIMIZERS or shared["own_examples"]:
         return repr(sorted(shared.items()))
     depth = min(1, len(network.hidden)) if network.kind == "mlp" else len(network.hidden)
     shared["network"] |= {"hidden": depth, "conv": len(network.conv)}
     return repr(sorted(shared.items()))
 
 
-def why_not_stackable(modules: Sequence[nn.Module], examples: Tensor) -> str | None:
+def why_not_stackable(modules: Sequence[nn.Module], examples: Tensor, own_examples: bool = False) -> str | None:
     """Return the reason why modules cannot be stacked, or None if they can.
 
-    `examples` are [N, ...]; the modules must have run on such examples before.
+    `examples` are [N, ...]; the modules must have run on such examples before. With `own_examples`, each member will
+    have its own.
     """
     try:
-        prove(modules, examples[:PROOF_EXAMPLES])
+        prove(modules, examples[:PROOF_EXAMPLES], own_examples)
     except CannotStackError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001 - the module runs, but cannot be copied, or not in the proof's type
@@ -149,16 +155,17 @@ class Grouping:
     def _architecture(self, member: Member) -> str:
         """Return the architecture of the member's module, after checking once whether it can be stacked."""
         settings = member.config.network
-        arguments = json.dumps([settings.module, settings.args], sort_keys=True)
+        own_examples = has_own_examples(member.config.training)
+        arguments = json.dumps([settings.module, settings.args, own_examples], sort_keys=True)
         if arguments not in self._architectures:
             shape, classes = self._split.shape, self._split.task.outputs
             modules = two_networks(settings, shape, classes, member.seed)
             if isinstance(shape, IntegerShape):
                 for inputs in (each for fold in self._split.folds for each in (fold.train, fold.validation)):
                     check_ids(build(settings, shape, classes, member.seed), settings, inputs)
-            architecture = architecture_of(modules[0])
+            architecture = architecture_of(modules[0]) + " with own examples" * own_examples
             if architecture not in self._reasons:
-                reason = why_not_stackable(modules, self._split.train)
+                reason = why_not_stackable(modules, self._split.train, own_examples)
                 if reason is not None:
                     examples = self._split.train[:PROOF_EXAMPLES].cpu()
                     # Raises the module's own error, if it fails unstacked as well.

@@ -1,9 +1,9 @@
 """Random numbers of training: batch order, augmentation and dropout masks, reproducible on every device.
 
-A dropout mask depends on the trial's seed, the epoch, the step, the layer and the element. The order of the examples
-and their augmentation depend on the split's seed and the epoch. Nothing depends on the member's index in its stack, on
-the other members, on the worker or on a restart: a trial trained alone therefore has the same learning curve as in a
-population.
+A dropout mask depends on the trial's seed, the epoch, the step, the layer and the element; cutout and mixup depend on
+the trial's seed, the epoch, and the image or step. The order of the examples, flips and shifts depend on the split's
+seed and the epoch. Nothing depends on the member's index in its stack, on the other members, on the worker or on a
+restart: a trial trained alone therefore has the same learning curve as in a population.
 
 A dropout layer needs K x elements random numbers a step, so they come from a counter-based generator: a mixed counter,
 xored with a key, goes through two multiply-and-shift rounds (the construction of SplitMix64: Steele, Lea, Flood,
@@ -12,6 +12,8 @@ passes of integer arithmetic run on any device and give the same bits on all of 
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -43,6 +45,33 @@ def dropout_keys(seeds: list[int], epoch: int, steps: int, layers: int) -> Tenso
     base = np.array([derive_seed("dropout", seed, epoch) for seed in seeds], dtype=np.uint64)
     count = np.arange(1, steps * layers + 1, dtype=np.uint64).reshape(steps, layers, 1) * _INCREMENT
     return torch.from_numpy(_mix(base + count).view(np.int64)).unsqueeze(-1)
+
+
+def cutout_numbers(seeds: Sequence[int], epoch: int, images: NDArray[np.int64]) -> Tensor:
+    """Return two uniform numbers in [0, 1) per member and image, by the images' indices, [2, K, images] float64."""
+    base = np.array([derive_seed("cutout", seed, epoch) for seed in seeds], dtype=np.uint64)
+    counters = (2 * images.astype(np.uint64) + np.array([[1], [2]], dtype=np.uint64)) * _INCREMENT
+    words = _mix(base[:, None] + counters[:, None, :])
+    return torch.from_numpy((words >> np.uint64(11)) * 2.0**-53)
+
+
+def mixup_numbers(
+    alphas: Sequence[float], seeds: Sequence[int], epoch: int, sizes: Sequence[int]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return, for each step of an epoch with batches of these sizes, the members' shares and their orders of the batch.
+
+    A share [K] float64 is drawn from Beta(alpha, alpha), an order [K, size] int64 is a random permutation. For an alpha
+    of 0 the share is 1 and the order is that of the batch.
+    """
+    shares, orders = [], []
+    for alpha, seed in zip(alphas, seeds, strict=True):
+        of_shares, of_orders = (
+            np.random.Generator(np.random.PCG64(derive_seed(part, seed, epoch))) for part in ("mixup", "mixup order")
+        )
+        shares.append(of_shares.beta(alpha, alpha, len(sizes)) if alpha else np.ones(len(sizes)))
+        orders.append([of_orders.permutation(size) if alpha else np.arange(size) for size in sizes])
+    of_steps = [torch.from_numpy(np.stack(each)) for each in zip(*orders, strict=True)]
+    return list(torch.from_numpy(np.stack(shares, 1))), of_steps
 
 
 def random_words(keys: Tensor, count: int, counters: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ size of a built-in network is computed without building the network, whatever it
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import psutil
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from hpo.studyfile import Config, NetworkSettings
 from hpo.training.device_data import Shape, zero_example
 from hpo.training.global_locks import GLOBAL_STATE_LOCK
+from hpo.training.member_examples import has_own_examples
 from hpo.training.networks.builtin import build, built_in_layers
 from hpo.training.optimizers.rules import RULES
 from hpo.training.stack import DTYPES
@@ -58,6 +60,8 @@ def member_size(config: Config, shape: Shape, classes: int, precision: str, fold
     best = master if config.training.keep == "best" else 0
     # Each activation once for the backward pass, and about as much again for its gradient and temporaries.
     activations = 2 * network.activations * config.training.batch_size * compute
+    if has_own_examples(config.training):
+        activations += 2 * math.prod(shape) * config.training.batch_size * compute
     return MemberSize(
         parameters=network.parameters,
         member_bytes=parameters + activations,

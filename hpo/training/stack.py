@@ -16,6 +16,7 @@ from hpo.studyfile import Config
 from hpo.training.augmentation import epoch_examples
 from hpo.training.device_data import DeviceSplit, steps_per_epoch
 from hpo.training.devices import widest_float
+from hpo.training.member_examples import MemberExamples, has_own_examples
 from hpo.training.networks.user_defined import checked_output, with_output_check
 from hpo.training.networks.weights_file import State
 from hpo.training.optimizers.muon import hidden_matrices
@@ -112,16 +113,19 @@ class Stack:
         self.numbers = [member.number for member in members]
         self._seeds = [member.seed for member in members]
         self._val_losses = {member.number: member.val_losses for member in members}
-        self._smoothings = [member.config.training.label_smoothing for member in members]
+        self._settings_of = [member.config.training for member in members]
+        self._own_examples = has_own_examples(first.training)
         self._split = split
         self._sum_type = widest_float(split.device)
         assert stacked or len(modules) == 1, "only a stack has several members"
         self._network: StackedNetwork | UnstackedNetwork
         if stacked:
-            self._network = StackedNetwork(modules, split.compute, traces, padding)
+            self._network = StackedNetwork(modules, split.compute, traces, padding, self._own_examples)
         else:
             self._network = UnstackedNetwork(
-                with_output_check(modules[0], split.task.outputs, first.network, split.task.output_noun), split.compute
+                with_output_check(modules[0], split.task.outputs, first.network, split.task.output_noun),
+                split.compute,
+                self._own_examples,
             )
         self._optimizer = Optimizer(
             self._network.blocks,
@@ -161,7 +165,7 @@ class Stack:
             return
         self.numbers = [self.numbers[index] for index in remaining]
         self._seeds = [self._seeds[index] for index in remaining]
-        self._smoothings = [self._smoothings[index] for index in remaining]
+        self._settings_of = [self._settings_of[index] for index in remaining]
         if remaining:
             indices = torch.tensor(remaining, device=self._split.device)
             self._network.select(indices)
@@ -198,17 +202,24 @@ class Stack:
         dropouts: Sequence[Keyed] = network.dropouts
         keys = self._dropout_keys(epoch, len(batches), len(dropouts)).to(device)
         smoothing = None
-        if any(self._smoothings):
-            smoothing = torch.tensor(self._smoothings, dtype=self._sum_type, device=device).unsqueeze(1)
+        if any(smoothings := [each.label_smoothing for each in self._settings_of]):
+            smoothing = torch.tensor(smoothings, dtype=self._sum_type, device=device).unsqueeze(1)
+        own = MemberExamples(self._settings_of, self._seeds, epoch, batches) if self._own_examples else None
         self._optimizer.begin_epoch(epoch, self._training.epochs, len(batches))
         totals = torch.zeros(task.sums, len(self.numbers), dtype=self._sum_type, device=device)
         for step, batch in enumerate(batches):
             for layer, dropout in enumerate(dropouts):
                 dropout.set_keys(keys[step, layer])
             network.blocks.begin_step()
-            losses, sums = task.losses(self._outputs(augmented(batch), training=True), targets[batch], smoothing)
+            examples = augmented(batch)
+            if own is None:
+                losses, sums = task.losses(self._outputs(examples, training=True), targets[batch], smoothing)
+                means = losses.member_means()
+            else:
+                mixed = own.batch(step, examples)
+                means, sums = mixed.losses(task, self._outputs(mixed.inputs, training=True), targets[batch], smoothing)
             # The sum over members of each member's mean loss: a mean over members would divide every step by K.
-            losses.member_means().sum().backward()  # type: ignore[no-untyped-call]
+            means.sum().backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
             self._averages.update()
             totals += sums
@@ -224,10 +235,13 @@ class Stack:
         return keys
 
     def _outputs(self, examples: Tensor, training: bool) -> Tensor:
-        """Return the members' outputs for examples [B, ...], [K, B, outputs]. Raises SettingError for another shape."""
+        """Return the members' outputs for examples, as the network takes them, [K, B, outputs].
+
+        Raises SettingError for another shape.
+        """
         logits = self._network(examples, training)
         task = self._split.task
-        checked_output(logits[0], len(examples), task.outputs, self._settings, task.output_noun)
+        checked_output(logits[0], examples.shape[self._own_examples], task.outputs, self._settings, task.output_noun)
         return logits
 
     @torch.no_grad()
@@ -238,7 +252,7 @@ class Stack:
         gathered = []
         batches = zip(torch.split(examples, EVALUATION_BATCH), torch.split(targets, EVALUATION_BATCH), strict=True)
         for batch, batch_targets in batches:
-            outputs = self._outputs(batch, training=False)
+            outputs = self._outputs(self._network.of_all(batch), training=False)
             totals += task.losses(outputs, batch_targets)[1]
             if task.metrics:
                 gathered.append(outputs.to(self._sum_type))

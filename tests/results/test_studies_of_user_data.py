@@ -282,11 +282,16 @@ def test_a_test_set_with_an_unknown_id_is_a_line_that_names_it(storage: Storage,
         see(storage)
 
 
-def test_flips_and_shifts_of_rows_are_refused(storage: Storage, home: Path) -> None:
+def test_flips_shifts_and_cutout_of_rows_are_refused(storage: Storage, home: Path) -> None:
     write_images(home, x=RNG.normal(0, 1, (60, 7)))
     study = study_in(home)
     assert "validation examples of 7 features, 3 classes" in check_report(study, "cpu")
-    for key, value, got in (("flip", 0.5, "0.5"), ("shift", 1, "1"), ("flip", {"low": 0.0, "high": 0.3}, "0.3")):
+    for key, value, got in (
+        ("flip", 0.5, "0.5"),
+        ("shift", 1, "1"),
+        ("cutout", 2, "2"),
+        ("flip", {"low": 0.0, "high": 0.3}, "0.3"),
+    ):
         written = json.loads((home / "tiny.json").read_text())
         written["training"][key] = value
         (home / "other.json").write_text(json.dumps(written))

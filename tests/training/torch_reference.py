@@ -24,7 +24,7 @@ from hpo.training.device_data import DeviceSplit
 from hpo.training.networks.builtin import build
 from hpo.training.optimizers import muon
 from hpo.training.population import train
-from hpo.training.randomness import augmentation_numbers, batch_order, dropout_keys
+from hpo.training.randomness import augmentation_numbers, batch_order, cutout_numbers, dropout_keys, mixup_numbers
 from hpo.training.seeds import member_seed
 from hpo.training.stack import Member
 from hpo.training.stacking.dropout import Dropout
@@ -231,6 +231,17 @@ def plain_images(split: DeviceSplit, epoch: int, settings: TrainingSettings) -> 
     return torch.stack(found)
 
 
+def cut_out(trial: Member, epoch: int, batch: Tensor, images: Tensor) -> Tensor:
+    """Return a batch of images with a square of zeros in each, one by one, as the authors of cutout do."""
+    side, numbers = trial.config.training.cutout, cutout_numbers([trial.seed], epoch, batch.numpy())[:, 0]
+    found = images.clone()
+    for image, down, right in zip(found, *numbers.tolist(), strict=True):
+        _, height, width = image.shape
+        top, left = (math.floor(at * length) - side // 2 for at, length in ((down, height), (right, width)))
+        image[:, max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] = 0
+    return found
+
+
 class KeyedDropout(nn.Module):
     """Dropout for a plain network with the masks of one member of a stack."""
 
@@ -278,16 +289,24 @@ def plain_curve(trial: Member, split: DeviceSplit) -> Curve:
             for place, dropout in enumerate(dropouts):
                 dropout.layer.set_keys(keys[step, place])
             optimizer.zero_grad()
-            logits = module(images[batch])
-            F.cross_entropy(logits, labels[batch], label_smoothing=settings.training.label_smoothing).backward()
+            inputs, smoothing = cut_out(trial, epoch, batch, images[batch]), settings.training.label_smoothing
+            share, other = 1.0, batch
+            if settings.training.mixup:
+                shares, orders = mixup_numbers([settings.training.mixup], [trial.seed], epoch, list(map(len, batches)))
+                share, other = shares[step].item(), batch[orders[step][0]]
+                inputs = share * inputs + (1 - share) * inputs[orders[step][0]]
+            logits = module(inputs)
+            losses = [F.cross_entropy(logits, labels[at], label_smoothing=smoothing) for at in (batch, other)]
+            (share * losses[0] + (1 - share) * losses[1]).backward()
             if settings.optimizer.clip is not None:
                 nn.utils.clip_grad_norm_(module.parameters(), settings.optimizer.clip)
             optimizer.step()
             averaged.update_parameters(module)
             for scheduler in by_step:
                 scheduler.step()
-            loss_sum += F.cross_entropy(logits.detach(), labels[batch]).item() * len(batch)
-            right += (logits.argmax(1) == labels[batch]).sum().item()
+            for weight, at in ((share, batch), (1 - share, other)):
+                loss_sum += weight * F.cross_entropy(logits.detach(), labels[at]).item() * len(batch)
+                right += weight * (logits.argmax(1) == labels[at]).sum().item()
         for scheduler in by_epoch:
             scheduler.step()
         seen = sum(map(len, batches))

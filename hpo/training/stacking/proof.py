@@ -23,17 +23,18 @@ TOLERANCE = 1e-6
 """Tolerance relative to the largest number compared: far above rounding errors of float64, far below any mistake."""
 
 
-def prove(members: Sequence[nn.Module], examples: Tensor) -> None:
+def prove(members: Sequence[nn.Module], examples: Tensor, own_examples: bool = False) -> None:
     """Raise CannotStackError unless stacked and unstacked training give equal outputs, gradients and buffers.
 
     `examples` are [N, ...]; a few members and examples are enough. A batch of one example, which can be the last
-    batch of an evaluation, is compared too. Dropout is off, because stacked masks differ from torch's. Modules and
-    examples are copied, not changed. Exceptions that the modules raise alone are raised as they are.
+    batch of an evaluation, is compared too. With `own_examples`, the stack takes examples of each member's own. Dropout
+    is off, because stacked masks differ from torch's. Modules and examples are copied, not changed. Exceptions that the
+    modules raise alone are raised as they are.
     """
     alone = [_without_dropout(copy.deepcopy(member).cpu().double()) for member in members]
     batch = examples.detach().cpu()
     batch = batch.to(input_type(batch, torch.float64))
-    network = StackedNetwork(alone, torch.float64)
+    network = StackedNetwork(alone, torch.float64, own_examples=own_examples)
     with torch.random.fork_rng(devices=[]):
         for training, x in ((True, batch), (False, batch), (False, batch[:1])):
             expected = [module.train(training)(x.clone()) for module in alone]
@@ -122,7 +123,7 @@ def _require_same_padded_step(stack: StackedNetwork, number: int, alone: Stacked
 
 def _run(network: StackedNetwork, x: Tensor, training: bool) -> Tensor:
     try:
-        return network(x, training)
+        return network(network.of_all(x), training)
     except (RuntimeError, TypeError, ValueError, LookupError) as error:  # each member alone ran without one
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CannotStackError(f"the network cannot be stacked: {reason}") from error

@@ -67,7 +67,8 @@ class StackedNetwork:
     `members` are modules of one architecture; they may differ in the values of parameters and buffers and in dropout
     rates. Values are copied; the modules are not changed. `compute` is the type that layers compute in; for bfloat16,
     the master values are float32. `traces` is the cache of the architecture's graph. `padding` has the own shapes of
-    members that were padded to one architecture (hpo/training/shapes/); states have the members' own shapes.
+    members that were padded to one architecture (hpo/training/shapes/); states have the members' own shapes. With
+    `own_examples`, `x` is [K, B, ...]: each member has its own.
 
     Raises CannotStackError for modules that cannot be stacked.
     """
@@ -78,10 +79,11 @@ class StackedNetwork:
         compute: torch.dtype = torch.float32,
         traces: TraceCache | None = None,
         padding: Padding | None = None,
+        own_examples: bool = False,
     ) -> None:
-        self._padding = padding
+        self._padding, self._own_examples = padding, own_examples
         constructed: dict[str, StackedLayer] = {}
-        self._steps = _program(members, trace(members, traces), constructed, compute, padding)
+        self._steps = _program(members, trace(members, traces), constructed, compute, padding, own_examples)
         self._layers = list(constructed.values())
         self._paths = [key.partition(" at ")[0] for key in constructed]
         states = [dict(module.named_parameters()) for module in members]
@@ -113,7 +115,7 @@ class StackedNetwork:
         return [dropout for layer in self._layers for dropout in layer.dropouts]
 
     def __call__(self, x: Tensor, training: bool) -> Tensor:
-        """Run all members on the shared examples `x` [B, ...]; return [K, B, classes]."""
+        """Run all members on the examples `x`; return [K, B, classes]."""
         values: dict[str, Any] = {}
         for name, run, used in self._steps:
             out = values[name] = run(values, x, training)
@@ -121,6 +123,10 @@ class StackedNetwork:
                 del values[last]
         assert isinstance(out, Tensor), "the last step is the network's output"
         return out
+
+    def of_all(self, x: Tensor) -> Tensor:
+        """Return shared examples [B, ...] as the network takes them."""
+        return x.expand(self.members, *x.shape) if self._own_examples else x
 
     def select(self, members: Tensor) -> None:
         """Reduce parameters, statistics and dropout rates to these members: ascending indices, [n] int64."""
@@ -165,6 +171,7 @@ def _program(
     constructed: dict[str, StackedLayer],
     compute: torch.dtype,
     padding: Padding | None,
+    own_examples: bool,
 ) -> list[Step]:
     """Return the steps of the stacked program, in their order, and add its stacked layers to `constructed`.
 
@@ -177,6 +184,7 @@ def _program(
         becomes_stacked = False
         if node.op == "placeholder":
             run: Run = lambda values, x, training: x  # noqa: E731
+            becomes_stacked = own_examples
         elif node.op == "output":
             source = node.args[0]
             one_tensor = isinstance(source, fx.Node) and not _has_several_results(source, members[0])

@@ -36,10 +36,11 @@ class UnstackedNetwork:
     """A module with the interface of a StackedNetwork of one member. The module is changed: pass a copy to keep it.
 
     `compute` is the type to compute in: float32, float64 or, through autocast, bfloat16. The module's parameters have
-    this type, or float32 for bfloat16.
+    this type, or float32 for bfloat16. With `own_examples`, examples are [1, B, ...].
     """
 
-    def __init__(self, module: nn.Module, compute: torch.dtype) -> None:
+    def __init__(self, module: nn.Module, compute: torch.dtype, own_examples: bool = False) -> None:
+        self._own_examples = own_examples
         self._type = torch.float64 if compute == torch.float64 else torch.float32
         self._autocast_type = compute if compute != self._type else None
         self._module = module
@@ -69,6 +70,7 @@ class UnstackedNetwork:
             self._module.train(training)
         autocast = nullcontext() if self._autocast_type is None else torch.autocast(x.device.type, self._autocast_type)
         with seeded(self._forward_seed.seed, x.device), autocast:
+            x = x[0] if self._own_examples else x
             # A copy: its forward may work in place.
             out: Tensor = self._module(x.to(input_type(x, self._type), copy=True))
         unfrozen = [name for name, value in self._frozen.items() if value.requires_grad]
@@ -76,6 +78,10 @@ class UnstackedNetwork:
             problem = f"'{unfrozen[0]}' is frozen in a new module and unfrozen later"
             raise HpoError(f"{problem}, so it would not be trained: freeze it in forward instead")
         return out.unsqueeze(0)
+
+    def of_all(self, x: Tensor) -> Tensor:
+        """Return examples [B, ...] as the network takes them."""
+        return x.unsqueeze(0) if self._own_examples else x
 
     def select(self, members: Tensor) -> None:
         """Do nothing: there is one member."""

@@ -14,10 +14,10 @@ from torch import Tensor
 
 
 class RowLosses(NamedTuple):
-    """Losses of a batch: `training` [K, B] to train on, `plain` [K, B] for learning curves, `weights` [B] of the rows.
+    """Losses of a batch: `training` [K, B] to train on, `plain` [K, B] for learning curves, and `weights` of the rows.
 
-    The plain loss is without label smoothing and weights, so that losses of all trials can be compared. The training
-    loss contains the weights already.
+    The weights are [B], or [K, B] where the targets are each member's own. The plain loss is without label smoothing
+    and weights, so that losses of all trials can be compared. The training loss contains the weights already.
     """
 
     training: Tensor
@@ -29,13 +29,13 @@ class RowLosses(NamedTuple):
 
         The second is the weighted mean of torch.nn.CrossEntropyLoss.
         """
-        return self.training.mean(1) if self.weights is None else self.training.sum(1) / self.weights.sum()
+        return self.training.mean(1) if self.weights is None else self.training.sum(1) / self.weights.sum(-1)
 
 
 def cross_entropy(
     outputs: Tensor, labels: Tensor, smoothing: Tensor | None = None, class_weights: Tensor | None = None
 ) -> RowLosses:
-    """Return the cross-entropy of labels [B] under label `smoothing` [K, 1] and `class_weights` [classes]."""
+    """Return the cross-entropy of labels [B] or [K, B] under `smoothing` [K, 1] and `class_weights` [classes]."""
     # transposed: the order in which the last layer wrote the outputs to memory
     logits = in_float(outputs).transpose(1, 2)
     targets = labels.expand(len(logits), -1)
@@ -57,7 +57,10 @@ def cross_entropy(
 
 
 def bce(outputs: Tensor, targets: Tensor, pos_weight: Tensor | None = None) -> RowLosses:
-    """Return the binary cross-entropy of targets [B, L] of 0 and 1, the mean over labels; `pos_weight` is [L]."""
+    """Return the binary cross-entropy of targets of 0 and 1, the mean over labels; `pos_weight` is [L].
+
+    Targets are [B, L], or [K, B, L].
+    """
     logits = in_float(outputs)
     expected = targets.to(logits.dtype).expand_as(logits)
     loss = F.binary_cross_entropy_with_logits(logits, expected, reduction="none").mean(2)

@@ -95,8 +95,8 @@ class Task:
     def losses(self, outputs: Tensor, targets: Tensor, smoothing: Tensor | None = None) -> tuple[RowLosses, Tensor]:
         """Return the losses of a batch, and the members' sums of loss and, for classes, correct predictions, [sums, K].
 
-        `outputs` are [K, B, outputs], `targets` [B] or [B, D]. `smoothing` is the label smoothing of the training loss,
-        [K, 1].
+        `outputs` are [K, B, outputs], `targets` [B] or [B, D]; classes and labels may also be each member's own, [K, B]
+        or [K, B, D]. `smoothing` is the label smoothing of the training loss, [K, 1].
         """
         values = losses.in_float(outputs)
         expected = targets if self.scaling is None else self.scaling.standardized(targets)
