@@ -66,8 +66,8 @@ class EpochResult:
     `metrics` has the members whose metrics are finite. With `data.folds`, `val_loss` is the mean over the folds, and
     `val_loss/1`, `val_loss/2` and so on are those of each fold; so are the other metrics.
 
-    `train_loss` and `train_accuracy` are means over the epoch's training batches, with dropout, augmentation and
-    mixup but without label smoothing and class weights, so that losses can be compared. `val_loss`, `val_accuracy` and the
+    `train_loss` and `train_accuracy` are means over the epoch's training batches, with dropout, augmentation and mixup
+    but without label smoothing and class weights, so that losses can be compared. `val_loss`, `val_accuracy` and the
     study's own metrics are those of the whole validation split after the epoch. Losses are in nats, unless the user
     defines the loss; accuracies are fractions.
 
