@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo.errors import HpoError
+from hpo.training.allocator import reused_memory
 from hpo.training.device_data import DeviceSplit
 from hpo.training.grouping import stack_key
 from hpo.training.networks.builtin import build
@@ -116,7 +117,7 @@ def train(
     deadline = None if timeout_s is None else time.monotonic() + timeout_s - spent_s
     folds, shapes, workers, threads = _make_stacks(members, split, precision, stacked, traces)
     stacks_at_first = len(folds[0])
-    with _parallel_epochs(workers, threads) as run:
+    with reused_memory(), _parallel_epochs(workers, threads) as run:
         for epoch in range(members[0].epoch + 1, members[0].config.training.epochs + 1):
             left = None if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
             try:
