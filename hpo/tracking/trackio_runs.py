@@ -61,7 +61,7 @@ class TrackioRuns:
                 run.log(row, step=step)
             last = max(rows, default=0)
             run.log({**rows.get(last, {}), **trial.metrics}, step=last)
-            trackio.finish()
+            trackio.finish()  # type: ignore[no-untyped-call]
         self._models.discard(trial.number)
 
     def extend(self, trial: TrackedTrial, before: TrackedTrial) -> None:
@@ -82,7 +82,7 @@ class TrackioRuns:
                 auto_log_cpu=False,
             )
             run.log_artifact(path.resolve(), name=f"trial-{model.number}", type="model")
-            trackio.finish()
+            trackio.finish()  # type: ignore[no-untyped-call]
         self._models.add(model.number)
 
     def close(self) -> None:

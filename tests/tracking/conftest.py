@@ -13,10 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from deadlines import deadline, wait_for
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from postgresql_server import free_port
 from tiny import tree
 
 import hpo
+from hpo.search.study_records import CURVE
+from hpo.storage import FAILURE_REASON, load_study, open_storage
 
 QUIET = {
     "DO_NOT_TRACK": "true",
@@ -27,7 +31,21 @@ QUIET = {
 }
 """Settings of the trackers: nothing leaves this machine."""
 
-SEARCH = {"trials": 64, "sampler": "random", "population": 32, "pruner": "median", "seed": 1}
+LR = FloatDistribution(1e-3, 1.0, log=True)
+
+
+def unfinished(state: TrialState, value: float | None, reason: dict[str, str]) -> FrozenTrial:
+    """Return a trial that ended after two of four epochs."""
+    metrics = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    curve = {metric: [0.5, 0.25] for metric in metrics}
+    return create_trial(
+        state=state,
+        value=value,
+        params={"lr": 0.5},
+        distributions={"lr": LR},
+        user_attrs={"seed": 7, **reason},
+        system_attrs={CURVE: curve},
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,11 +67,13 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the storage of a study of 64 trials: complete, pruned, and failed ones, and the weights of five."""
     file = tmp_path_factory.mktemp("searched") / "hpo.db"
     study = tree(
-        optimizer={"lr": {"low": 1e-3, "high": 1e60, "log": True}},
         training={"epochs": 4, "keep": "best"},
-        search=SEARCH,
+        search={"trials": 62, "sampler": "random", "population": 32, "pruner": "none"},
     )
     hpo.launch(study, storage=f"sqlite:///{file}", device="cpu", progress="quiet")
+    stored = load_study(open_storage(f"sqlite:///{file}"), "tiny")
+    stored.add_trial(unfinished(TrialState.PRUNED, 0.25, {}))
+    stored.add_trial(unfinished(TrialState.FAIL, None, {FAILURE_REASON: "the loss is NaN"}))
     return file
 
 
