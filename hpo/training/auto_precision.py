@@ -1,11 +1,15 @@
 """Choose the precision of `precision = "auto"` by timing a population in float32 and bfloat16 on this machine.
 
 bfloat16 is chosen only where it is clearly faster, because its steps are less accurate, and because a choice that
-depends on measurement noise would differ between runs.
+depends on measurement noise would differ between runs. Both precisions do equal work in alternation, in short chunks: a
+moment of high load slows some chunks, and the choice is that of most pairs of chunks. A first measurement near the
+limit is repeated.
 """
 
 from __future__ import annotations
 
+import operator
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -24,7 +28,13 @@ STEPS = 4
 """Training steps in each timed epoch."""
 
 ROUNDS = 8
-"""Timed epochs per precision."""
+"""Timed epochs per precision in a measurement."""
+
+MAX_MEASUREMENTS = 3
+"""Measurements where the first ones are near the limit."""
+
+CLEAR = 1.1
+"""Factor from `MIN_SPEEDUP`, above or below, from which one measurement decides."""
 
 
 def choose_precision(members: Sequence[Member], split: DeviceSplit) -> tuple[str, float]:
@@ -59,10 +69,14 @@ def _measure_speedup(members: Sequence[Member], split: DeviceSplit) -> float:
     for epochs in runs.values():
         next(epochs)  # warms up
     seconds: dict[str, list[float]] = {precision: [] for precision in runs}
-    for _ in range(ROUNDS):  # alternate, so that a moment of high load affects both
-        for precision, epochs in runs.items():
-            seconds[precision].append(_time_epoch(epochs, split.device))
-    return min(seconds["float32"]) / min(seconds["bfloat16"])
+    for _ in range(MAX_MEASUREMENTS):
+        for number in range(ROUNDS):  # the precision that comes second in one pair comes first in the next one
+            for precision in sorted(runs, reverse=bool(number % 2)):
+                seconds[precision].append(_time_epoch(runs[precision], split.device))
+        speedup = statistics.median(map(operator.truediv, seconds["float32"], seconds["bfloat16"]))
+        if not MIN_SPEEDUP / CLEAR < speedup < MIN_SPEEDUP * CLEAR:
+            break
+    return speedup
 
 
 def _time_epoch(epochs: Iterator[EpochResult], device: torch.device) -> float:
@@ -76,7 +90,7 @@ def _time_epoch(epochs: Iterator[EpochResult], device: torch.device) -> float:
 
 def _with_tiny_lr(member: Member) -> Member:
     """Return the member with a learning rate so small that it cannot diverge: a dropped member would cost no time."""
-    training = member.config.training.model_copy(update={"epochs": 1 + ROUNDS})
+    training = member.config.training.model_copy(update={"epochs": 1 + MAX_MEASUREMENTS * ROUNDS})
     optimizer = member.config.optimizer.model_copy(update={"lr": 1e-9})
     return replace(member, config=member.config.model_copy(update={"training": training, "optimizer": optimizer}))
 
