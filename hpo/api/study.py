@@ -124,9 +124,12 @@ class Study(Keywords):
 
         return study_text(self.checked)
 
-    def check(self, device: str = "auto", *, resolved: bool = False, storage: str | None = None) -> str:
+    def check(
+        self, device: str = "auto", *, resolved: bool = False, measure: bool = False, storage: str | None = None
+    ) -> str:
         """Return the report of `hpo check`: the search space, the data, and the size of a population.
 
+        With `measure`, it trains for some seconds; the speed of stacks and of single trials follows, in each precision.
         With `resolved` the text of the resolved file follows. A study that is stored at the URL `storage`, by default
         that of HPO_STORAGE or `sqlite:///hpo.db`, has the pruner that was chosen when it began. Raises what a launch
         raises before it trains: StudyFileError, UsageError and DataError.
@@ -134,7 +137,7 @@ class Study(Keywords):
         from hpo.results.display.check import check_report
 
         register(self.memory)
-        return check_report(self.checked, device, resolved, storage)
+        return check_report(self.checked, device, resolved, storage, measure)
 
 
 Source: TypeAlias = Study | str | os.PathLike[str] | Mapping[str, Any]

@@ -146,6 +146,10 @@ def check(
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of study files, for an editor; needs no FILE")
     ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Train for some seconds and print how fast stacks and single trials are")
+    ] = False,
+    device: Device = "auto",
     storage: StorageUrl = None,
 ) -> None:
     """Validate a study file and summarize it.
@@ -159,7 +163,7 @@ def check(
         return
     if file is None:
         raise UsageError("Missing argument 'FILE' (see hpo check --help)")
-    print_line(hpo.read(file, overrides or ()).check(resolved=resolved, storage=storage))
+    print_line(hpo.read(file, overrides or ()).check(device, resolved=resolved, measure=measure, storage=storage))
 
 
 @command()

@@ -42,6 +42,6 @@ def test_stalls_do_not_decide(
         of_kind = 2 * timed[kind] - 2 + (kind == "bfloat16")  # even numbers are epochs of float32
         return (float32 if kind == "float32" else 1.0) + 100 * (of_kind in stalls)
 
-    monkeypatch.setattr(auto_precision, "_time_epoch", time_epoch)
+    monkeypatch.setattr(auto_precision, "time_epoch", time_epoch)
     chosen, _ = choose_precision([member(0, config(precision="auto"))], made_images(train=40))
     assert (chosen, timed) == (precision, {"float32": epochs, "bfloat16": epochs})

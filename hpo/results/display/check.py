@@ -6,36 +6,47 @@ Reads the training data as a launch does, so that every error of a launch is rai
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from hpo.data import Split
-from hpo.errors import StorageError
+from hpo.errors import StorageError, UsageError
 from hpo.results.study_facts import open_existing
 from hpo.results.trivial_baseline import trivial_baseline_of
-from hpo.search.plan import NetworkPlan, baseline_scores, plan
+from hpo.search.plan import NetworkPlan, baseline_scores, member_of, plan, to_planned_device
 from hpo.search.sampling.pruners import choose_pruner, halving_of, max_epochs, patience_line
 from hpo.search.space import few_digits, size_text
 from hpo.search.study_records import stored_pruner, with_stored_defaults
 from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter, Range, Study
 from hpo.studyfile.writing import study_text
-from hpo.text import json_text, printable_lines
+from hpo.text import columns, json_text, printable_lines
 from hpo.training.device_data import describe, split_shape
 from hpo.training.devices import describe_device
 from hpo.training.size import device_memory, frozen_memory
+from hpo.training.timing import compare_ways
 
 
-def check_report(study: AnyStudy, device: str = "auto", resolved: bool = False, storage_url: str | None = None) -> str:
-    """Return the report, with `resolved` the resolved file too. Raises what a launch of this study would raise.
+def check_report(
+    study: AnyStudy,
+    device: str = "auto",
+    resolved: bool = False,
+    storage_url: str | None = None,
+    measure: bool = False,
+) -> str:
+    """Return the report, with `measure` the speed of training, and with `resolved` the resolved file too.
 
     A study that is stored already has the stored pruner and split. A default storage that cannot be read is ignored.
+    Raises what a launch of this study would raise.
     """
+    if measure and isinstance(study, ObjectiveStudy):
+        raise UsageError("--measure: an objective study trains its networks itself; remove the option")
     report = (
         _objective_report(study, device)
         if isinstance(study, ObjectiveStudy)
-        else _network_report(study, device, storage_url)
+        else _network_report(study, device, storage_url, measure)
     )
     if resolved:
         as_json = study.source.lower().endswith(".json")
@@ -46,7 +57,7 @@ def check_report(study: AnyStudy, device: str = "auto", resolved: bool = False, 
     return printable_lines("\n".join(report))
 
 
-def _network_report(study: Study, device: str, storage_url: str | None) -> list[str]:
+def _network_report(study: Study, device: str, storage_url: str | None, measure: bool) -> list[str]:
     as_stored, pruner = _stored_choices(study, storage_url)
     planned = plan(as_stored, device)
     split, member, population, where = planned.split, planned.size, planned.population, planned.device
@@ -71,7 +82,30 @@ def _network_report(study: Study, device: str, storage_url: str | None) -> list[
         f"at most {frozen_memory() // member.frozen_bytes:,} fit into memory",
         f"trials: {study.search.trials} of at most {max_epochs(study)} epochs",
         *_pruner_lines(study, pruner),
+        *(["", *_speed_lines(study, planned)] if measure else []),
     ]
+
+
+MEASURED_MEMBERS = 16
+"""The largest population that is measured, to be done in seconds."""
+
+
+def _speed_lines(study: Study, planned: NetworkPlan) -> list[str]:
+    """Return a table of the time of a training step, stacked and one at a time, in each precision."""
+    count, config = min(planned.population, MEASURED_MEMBERS), planned.config
+    members = [member_of(study, number, config) for number in range(count)]
+    double = config.training.precision == "float64"
+    precisions = ["float64"] if double else ["float32"] if planned.device.type == "mps" else ["float32", "bfloat16"]
+    ways = compare_ways(members, to_planned_device(study, planned)[0], precisions, planned.stacked)
+    rows = [["way of training", "mean ms", "least", "quartiles", "speed"]]
+    for way in ways:
+        times = [1000 * seconds for seconds in way.seconds]
+        quartiles = " ".join(f"{each:.3f}" for each in statistics.quantiles(times, n=4))
+        name = f"{'stacked' if way.stacked else 'one at a time'}, {way.precision}"
+        rows.append([name, f"{1000 * way.mean:.3f}", f"{min(times):.3f}", quartiles, f"{ways[0].mean / way.mean:.2f}"])
+    where = describe_device(planned.device)
+    title = f"a step of one trial, in {len(ways[0].seconds)} chunks of {count} trials, in alternation on {where}:"
+    return [title, *columns(rows).splitlines()]
 
 
 def _further_splits(planned: NetworkPlan) -> str:
