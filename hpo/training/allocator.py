@@ -1,8 +1,8 @@
 """Settings of the C library's memory allocator for training on a CPU. Linux with glibc only; elsewhere nothing is done.
 
 A step allocates and frees the same tensors again and again. By default glibc returns freed memory to the operating
-system, which then zeroes and maps each page anew in the next step. A stack of 16 spent 3 to 20% of its time on that,
-and different amounts in different processes (docs/explanation/log.md).
+system, which then zeroes and maps each page anew in the next step. A stack of 16 spent about a tenth of its time on
+that, and different amounts in different processes (docs/explanation/log.md).
 """
 
 from __future__ import annotations
