@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch_reference import assert_same_curves, config, curves, made_images, member
 
 from hpo.errors import HpoError, InterruptionError
+from hpo.training import trainer
 from hpo.training.devices import is_out_of_memory
 from hpo.training.early_stopping import has_stopped_improving
 from hpo.training.networks.builtin import build
@@ -315,3 +316,25 @@ def test_two_epochs_without_improvement(values: list[float], over: bool) -> None
 def test_a_trial_ends_patience_epochs_after_its_first_best_value(values: list[int], patience: int) -> None:
     best = values.index(max(values))
     assert has_stopped_improving(patience, values, minimized=False) == (len(values) - 1 - best >= patience)
+
+
+def test_shapes_that_do_not_fit_together_train_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network of 5 units does not even fit alone: it fails, and the others do not."""
+    plain = trainer.train
+
+    def limited(members: Sequence[Member], *rest: Any) -> Generator[EpochResult, Collection[int], None]:
+        if len({tuple(each.config.network.hidden) for each in members}) > 1 or members[0].config.network.hidden == [5]:
+            raise MemoryError
+        yield from plain(members, *rest)
+
+    monkeypatch.setattr(trainer, "train", limited)
+    members = [member(number, config(hidden=hidden)) for number, hidden in enumerate(([4], [5], [4, 4], [4]))]
+    notes: list[str] = []
+    found = Trainer(SPLIT, "float64", notes.append).run(
+        members, metric="val_loss", minimized=True, stop=threading.Event()
+    )
+    reason = "a single network does not fit into the memory of cpu: use a smaller network or batch size"
+    assert [found[number].failed for number in range(4)] == [None, reason, None, None]
+    assert [len(found[number].curve.get("val_loss", [])) for number in range(4)] == [3, 0, 3, 3]
+    several = "out of memory with networks of several shapes at once: continuing with one shape at a time"
+    assert notes == [several, f"1 trial failed: {reason}"]
