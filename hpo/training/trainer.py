@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -129,10 +129,14 @@ class Trainer:
                 raise
             self._warn(f"{error}; these {len(members)} trials train one at a time")
             parts, reason = [[member] for member in members], ""
-        except HpoError:  # one of the networks cannot be built
-            if len(parts := self._architectures(members)) == 1:
+        except HpoError:
+            parts, reason = self._architectures(members), ""
+            invalid = self._invalid(parts) if len(parts) > 1 else {}
+            if len(parts) == 1 or len(invalid) == len(members):
                 raise
-            reason = ""
+            if invalid:
+                yield from self._train_valid(members, invalid, spent_s)
+                return
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -160,6 +164,28 @@ class Trainer:
         for member in members:
             found.setdefault(shared_settings(member.config), []).append(member)
         return list(found.values())
+
+    def _invalid(self, parts: Sequence[Sequence[Member]]) -> dict[int, str]:
+        """Return the members whose networks cannot be built, by number, with the reasons."""
+        found: dict[int, str] = {}
+        for part in parts:
+            try:
+                self.parameters(part[0].config)
+            except HpoError as error:
+                found |= dict.fromkeys((member.number for member in part), str(error))
+        return found
+
+    def _train_valid(
+        self, members: Sequence[Member], invalid: dict[int, str], spent_s: float
+    ) -> Generator[EpochResult, Collection[int], None]:
+        """Train the members that are not invalid; the invalid ones fail in the first epoch."""
+        for reason in dict.fromkeys(invalid.values()):
+            self._warn(f"{list(invalid.values()).count(reason)} trials failed: {reason}")
+        with closing(self.train([member for member in members if member.number not in invalid], spent_s)) as epochs:
+            result: EpochResult | None = next(epochs)
+            while result is not None:
+                result = _send(epochs, (yield replace(result, failed={**invalid, **result.failed})) or ())
+                invalid = {}
 
     def _train_apart(
         self, parts: Sequence[list[Member]], spent_s: float

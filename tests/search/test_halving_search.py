@@ -368,7 +368,7 @@ def test_searched_epochs_end_trials_before_their_rungs(recording: type[Recording
     assert max(recording.trained.values()) == 1
 
 
-def test_architectures_and_batch_sizes_are_judged_together(
+def test_architectures_and_batch_sizes_are_trained_and_judged_together(
     recording: type[RecordingTrainer], storage: Storage, new_storage: Callable[[], Storage]
 ) -> None:
     changes: dict[str, Any] = {"network": SIZES, "training": {"batch_size": {"choices": [50, 60]}}}
@@ -379,8 +379,8 @@ def test_architectures_and_batch_sizes_are_judged_together(
     unpruned = new_storage()
     search(halving_study(**changes, search={"trials": 14, "pruner": "none"}), unpruned)
     check_curves(trials, trials_of(unpruned))
-    for numbers in recording.populations:
-        assert len({(trials[number].params["hidden"], trials[number].params["batch_size"]) for number in numbers}) == 1
+    for key in ("hidden", "batch_size"):
+        assert any(len({trials[number].params[key] for number in each}) > 1 for each in recording.populations)
 
 
 def test_no_rung_lies_within_the_warm_up(storage: Storage) -> None:
