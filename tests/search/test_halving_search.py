@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import math
 import os
 import threading
 from collections import Counter
@@ -28,7 +29,7 @@ from hpo.search.halving_search import HalvingSearch
 from hpo.search.launch import join, launch, submit
 from hpo.search.options import LaunchOptions
 from hpo.search.sampling import pruners
-from hpo.search.sampling.pruners import halving_of
+from hpo.search.sampling.pruners import halving_of, max_epochs
 from hpo.search.space import config_of
 from hpo.search.study_records import CURVE
 from hpo.service.queue_control import delete
@@ -388,6 +389,12 @@ def test_no_rung_lies_within_the_warm_up(storage: Storage) -> None:
     search(study, storage)
     trials = check_ended(storage, study)
     assert {rung for trial in trials for rung in rungs_of(trial)} == {4}
+
+
+def test_no_rung_lies_within_the_rise_of_onecycle() -> None:
+    """And a schedule without warm-up needs none."""
+    study = halving_study(optimizer={"schedule": "onecycle", "pct_start": 0.5})
+    assert halving_of(study).first == max(study.search.rung, math.ceil(max_epochs(study) / 2) + 1)
 
 
 # --- Limits and failures ---

@@ -74,9 +74,11 @@ def max_epochs(study: Study) -> int:
 
 
 def halving_of(study: Study) -> Halving:
-    """Return the settings of successive halving. No rung lies inside the warm-up."""
+    """Return the settings of successive halving. No rung lies inside the warm-up, nor inside the rise of `onecycle`."""
     search = study.search
-    warmup = max(map(float, study.possible_values(("optimizer", "warmup")).values()))
+    # A key that no schedule of the study uses has no value.
+    rise = max(study.possible_values(("optimizer", "pct_start")).values(), default=0) * max_epochs(study)
+    warmup = max([rise, *study.possible_values(("optimizer", "warmup")).values()])
     first = max(search.rung, math.ceil(warmup) + 1 if warmup else 0)
     return Halving(first, search.factor, search.random_share, search.seed)
 
