@@ -127,7 +127,7 @@ def confirm(
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object")] = False,
     storage: StorageUrl = None,
 ) -> None:
-    """Run the best trials, the baseline and the first trial again on fresh seeds.
+    """Run the best trials and the baseline again under fresh seeds.
 
     The best of many noisy scores is partly luck. A confirmation measures how much of it is luck, and whether tuning has
     beaten the baseline and the first trial. It is a study of its own; after an interruption the same command continues
@@ -158,11 +158,11 @@ def ensemble(
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object")] = False,
     storage: StorageUrl = None,
 ) -> None:
-    """Select trials whose mean prediction is best, among those with stored weights.
+    """Select trials whose mean prediction is best.
 
-    A trial may be picked several times: its picks are its weight. The weights are those of `[training] keep`, and the
-    predictions those for the validation split, so the ensemble's score there is optimistic. The ensemble is stored with
-    the study, for `hpo confirm --ensemble`, `hpo test --ensemble` and `hpo export --ensemble`.
+    The trials are those whose weights `[training] keep` has stored. A trial may be picked several times: its picks are
+    its weight. The predictions are those for the validation split, so the ensemble's score there is optimistic. The
+    ensemble is stored with the study, for `hpo confirm --ensemble`, `hpo test --ensemble` and `hpo export --ensemble`.
     """
     print_result(hpo.load(name, storage=storage).ensemble(size=size, device=device), json)
 
@@ -309,7 +309,7 @@ def report(
     ] = ReportFormat.HTML,
     storage: StorageUrl = None,
 ) -> None:
-    """Write a report: one HTML page that needs no network, or a section of Markdown.
+    """Write a report: an HTML page, or a Markdown appendix for a paper.
 
     The report has the study file, the best trials, the confirmation, the test result, and how to reproduce it. It
     answers the checklists of conferences: runs, search space, selection rule, variance, seeds, splits, hardware,

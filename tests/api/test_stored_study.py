@@ -109,7 +109,7 @@ def test_from_a_search_to_a_result(found: hpo.StoredStudy) -> None:
     assert confirmation.to_json()["winner"]["mean"] == confirmation.found.winner.estimate.mean
     assert found.confirmation == confirmation
     comparison = hpo.compare("tiny", "tiny-confirm", storage=RUNS)
-    assert len(comparison.rows) == len(comparison.to_json()["groups"]) == 3
+    assert len(comparison.rows) == len(comparison.to_json()["groups"]) == 4
     assert str(comparison).startswith("configuration")
     assert comparison.write_figure("compared.html").exists()
     verified = found.verify(1, device="cpu")

@@ -98,6 +98,7 @@ compare tiny
 plot tiny -o figures
 plot tiny --figure activations -o figures
 confirm tiny --top 1 --seeds 2 --device cpu --quiet
+ensemble tiny --device cpu
 verify tiny --trials 1 --device cpu
 export tiny -o best.json
 export tiny --all

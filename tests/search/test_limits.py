@@ -80,7 +80,7 @@ def test_after_its_timeout_no_trial_starts_and_waiting_trials_stay_waiting(
     assert reason(search(study, storage, stop_at=after_epochs(4))) == "interrupted"
     set_age(storage, HOUR_S + 1)
     before = trials_of(storage)
-    assert states(before) == [COMPLETE] + [WAITING] * 3
+    assert states(before) == [COMPLETE] * 4 + [WAITING] * 4
     events = search(study, storage)
     assert reason(events) == "timeout"
     assert not any(isinstance(event, PopulationStarted) for event in events)

@@ -87,7 +87,7 @@ def test_nsga2_continues_its_generations_after_a_restart(storage: Storage) -> No
     study = multi_metric_study(
         "val_loss", "parameters", sampler="nsga2", trials=110, population=8, epochs=1, points=points
     )
-    search(study, storage, stop_at=after_epochs(25))
+    search(study, storage, stop_at=after_epochs(10))
     before = len(trials_of(storage))
     search(study, storage)
     trials = trials_of(storage)

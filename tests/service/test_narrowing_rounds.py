@@ -15,7 +15,7 @@ from hpo.errors import HpoError
 from hpo.results.display.progress import PlainProgress
 from hpo.results.narrow.next_study import propose
 from hpo.search.options import LaunchOptions
-from hpo.service import launching
+from hpo.service.crew import local
 from hpo.service.narrowing_rounds import run_rounds
 from hpo.service.worker import WorkerOptions
 from hpo.storage import Storage, best_trials, load_study, open_storage, study_names
@@ -94,7 +94,7 @@ def test_workers_share_a_round(new_storage: Callable[[], Storage], monkeypatch: 
         asked.append(workers)
         return ThreadCrew(storage, options)
 
-    monkeypatch.setattr(launching, "LocalCrew", crew)
+    monkeypatch.setattr(local, "LocalCrew", crew)
     ended, said = rounds(storage, 1, workers=2)
     assert (ended, asked, len(said)) == (True, [2], 1)
     check_whole(trials_of(storage, "tiny-2"), 8)

@@ -373,7 +373,9 @@ def test_a_study_whose_training_raises_three_times_is_stopped_with_the_reason(
     monkeypatch.setattr(
         drivers,
         "Trainer",
-        lambda split, *rest: (Raising if len(split.train) == bad_images else trainer.Trainer)(split, *rest),
+        lambda split, *rest, **named: (Raising if len(split.train) == bad_images else trainer.Trainer)(
+            split, *rest, **named
+        ),
     )
     happened = work_here(storage)
     found = {study.name: study for study in status(storage).studies}
