@@ -309,7 +309,7 @@ def report(
     ] = ReportFormat.HTML,
     storage: StorageUrl = None,
 ) -> None:
-    """Write a report: an HTML page, or a Markdown appendix for a paper.
+    """Write a report: an HTML page, or an appendix in Markdown.
 
     The report has the study file, the best trials, the confirmation, the test result, and how to reproduce it. It
     answers the checklists of conferences: runs, search space, selection rule, variance, seeds, splits, hardware,
