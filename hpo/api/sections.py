@@ -116,6 +116,7 @@ class Data(Section):
     """`[data]`: the data set, and the split of its training examples into training and validation.
 
     One of these has the examples:
+
     - `dataset`, the name "digits", "mnist", "fashion_mnist", "cifar10", "breast_cancer", "wine", "diabetes", or the
       user's "table:FILE", "npz:FILE", "folder:FOLDER" or "FILE.py:FUNCTION";
     - `x` and `y`, arrays, tensors or lists, [examples, ...] and [examples] or [examples, columns], optionally with a
