@@ -233,8 +233,10 @@ def plain_images(split: DeviceSplit, epoch: int, settings: TrainingSettings) -> 
 
 def cut_out(trial: Member, epoch: int, batch: Tensor, images: Tensor) -> Tensor:
     """Return a batch of images with a square of zeros in each, one by one, as the authors of cutout do."""
-    side, numbers = trial.config.training.cutout, cutout_numbers([trial.seed], epoch, batch.numpy())[:, 0]
-    found = images.clone()
+    side, found = trial.config.training.cutout, images.clone()
+    if not side:
+        return found
+    numbers = cutout_numbers([trial.seed], epoch, batch.numpy())[:, 0]
     for image, down, right in zip(found, *numbers.tolist(), strict=True):
         _, height, width = image.shape
         top, left = (math.floor(at * length) - side // 2 for at, length in ((down, height), (right, width)))
