@@ -244,6 +244,11 @@ def _commands(study: AnyStudy, confirmation: Confirmation | None) -> list[str]:
         confirmed = [*(each.candidate for each in confirmation.ranked), *confirmation.lost]
         top = sum(candidate.can_win for candidate in confirmed)
         splits = f" --splits {confirmation.splits or 1}" if isinstance(study, Study) else ""
-        commands.append(hpo_command("confirm", study.name, f"--top {top} --seeds {confirmation.seeds}{splits}"))
+        options = f"--top {top} --seeds {confirmation.seeds}{splits}"
+        if confirmation.ensemble is not None:
+            size = confirmation.ensemble.ensemble.size
+            commands.append(hpo_command("ensemble", study.name, f"--size {size}"))
+            options += " --ensemble"
+        commands.append(hpo_command("confirm", study.name, options))
     commands.append(hpo_command("export", study.name, f"{'--confirmed ' if confirmation else ''}-o best.json"))
     return [*commands, "hpo replay best.json"] if isinstance(study, Study) else commands

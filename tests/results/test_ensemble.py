@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -213,6 +214,9 @@ def test_an_ensemble_is_confirmed_with_the_configurations(splits: int | None, se
     exported = export_ensemble(searched, "tiny")
     jsonschema.validate(exported, schema("ensemble"))
     assert exported["confirmed"]["mean"] == runs.estimate.mean
+    written_report = report(searched, "tiny")
+    assert "hpo ensemble tiny --size 3" in written_report
+    assert re.search("hpo confirm tiny .* --ensemble\n", written_report)
 
 
 def test_another_ensemble_is_confirmed_anew(searched: Storage) -> None:
