@@ -187,15 +187,23 @@ class StoredStudy:
         )
 
     def export_parquet(
-        self, *, confirmed: bool = False, every: bool = False, top: int | None = None, trial: int | None = None
+        self,
+        *,
+        confirmed: bool = False,
+        every: bool = False,
+        top: int | None = None,
+        trial: int | None = None,
+        ensemble: bool = False,
     ) -> bytes:
         """Return the content of the Parquet file that `hpo export` writes: the columns of CSV, and learning curves.
 
-        The arguments are those of `export_text`; `confirmed` and `trial`, of one trial, are a UsageError.
+        The arguments are those of `export_text`; `confirmed`, `trial` and `ensemble`, of one object, are a UsageError.
         """
         from hpo.results.export.parquet import export_parquet
 
-        return export_parquet(self._storage, self.name, confirmed=confirmed, every=every, top=top, trial=trial)
+        return export_parquet(
+            self._storage, self.name, confirmed=confirmed, every=every, top=top, trial=trial, ensemble=ensemble
+        )
 
     def export_to(self, tracker: str) -> str:
         """Write every trial as a run to a tracker, such as "mlflow:URI"; return a line that says so.

@@ -361,10 +361,9 @@ def export(
                 raise UsageError(f"{option}: cannot be combined with --to, which writes every trial to a tracker")
         print_line(study.export_to(to))
     elif form == ExportFormat.PARQUET:
-        if ensemble:
-            raise UsageError("--format parquet is for several trials, but --ensemble exports one object: use json")
         require_no_terminal(output, "--format parquet")
-        write_output(study.export_parquet(confirmed=confirmed, every=every, top=top, trial=trial), output)
+        content = study.export_parquet(confirmed=confirmed, every=every, top=top, trial=trial, ensemble=ensemble)
+        write_output(content, output)
     else:
         kind = cast(Literal["json", "toml", "csv"], (form or ExportFormat.JSON).value)
         text = study.export_text(

@@ -35,23 +35,12 @@ def launch(
     """
     check_options(study, options)
     with LiveTracking(storage, parse_targets(options.track, "--track"), on_event) as listen:
-        return _launch(study, storage, options, on_event=listen, stop=stop)
-
-
-def _launch(
-    study: AnyStudy,
-    storage: Storage,
-    options: LaunchOptions,
-    *,
-    on_event: Callable[[Event], None],
-    stop: threading.Event,
-) -> str:
-    if options.ray is None and options.workers is None:
-        drawing = FigureUpdater(storage, lambda name, event: on_event(event))
-        listen = functools.partial(drawing, study.name)
-        return launch_here(study, storage, options, on_event=listen, stop=stop)
-    with storage.retry_policy.override(stop):
-        return _launch_crew(study, storage, options, on_event, stop)
+        if options.ray is None and options.workers is None:
+            figures = FigureUpdater(storage, lambda name, event: listen(event))
+            drawing = functools.partial(figures, study.name)
+            return launch_here(study, storage, options, on_event=drawing, stop=stop)
+        with storage.retry_policy.override(stop):
+            return _launch_crew(study, storage, options, listen, stop)
 
 
 def _launch_crew(

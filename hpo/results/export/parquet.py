@@ -36,12 +36,13 @@ def export_parquet(
     every: bool = False,
     top: int | None = None,
     trial: int | None = None,
+    ensemble: bool = False,
 ) -> bytes:
     """Return the content of a Parquet file of the best trial, of `every` trial or of the `top` best.
 
     Raises UsageError for options that exclude each other, and for those that export one trial.
     """
-    check_options("parquet", confirmed=confirmed, every=every, top=top, trial=trial)
+    check_options("parquet", confirmed=confirmed, every=every, top=top, trial=trial, ensemble=ensemble)
     return parquet_bytes(trial_records(storage, name, every=every, top=top))
 
 

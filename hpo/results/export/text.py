@@ -53,7 +53,7 @@ def export_text(
 
 
 def check_options(
-    form: str, *, confirmed: bool, every: bool, top: int | None, trial: int | None, ensemble: bool = False
+    form: str, *, confirmed: bool, every: bool, top: int | None, trial: int | None, ensemble: bool
 ) -> bool:
     """Return whether several trials are exported. Raises UsageError for options that exclude each other."""
     options = {"--all": every, "--top": top is not None, "--trial": trial is not None, "--confirmed": confirmed}
