@@ -16,11 +16,9 @@ from hpo.usercode import find_code_folder, import_code, load_reference, one_line
 
 @pytest.fixture(autouse=True)
 def _as_it_was() -> Iterator[None]:
-    path, modules = list(sys.path), set(sys.modules)
+    path = list(sys.path)
     yield
     sys.path[:] = path
-    for name in sys.modules.keys() - modules:
-        del sys.modules[name]
 
 
 def write(folder: Path, **files: str) -> None:
