@@ -26,6 +26,7 @@ from typing import Any
 
 import optuna
 import torch
+from hpo.training.auto_precision import choose_precision
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import PartialFixedSampler, RandomSampler
 from plain_torch import BATCH, HIDDEN, plain_epoch, plain_network
@@ -37,7 +38,6 @@ from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.space import config_of
 from hpo.storage import open_storage
 from hpo.studyfile import Study, parse_study
-from hpo.training.auto_precision import choose_precision
 from hpo.training.device_data import DeviceSplit, to_device
 from hpo.training.population import train
 from hpo.training.seeds import member_seed

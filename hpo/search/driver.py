@@ -49,8 +49,8 @@ from hpo.search.study_records import (
 )
 from hpo.storage import Storage, StudySummary, check_open, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study
-from hpo.training.auto_precision import choose_precision
-from hpo.training.device_data import DeviceSplit
+from hpo.training.choices import choose_precision, pays
+from hpo.training.device_data import DeviceSplit, steps_per_epoch
 from hpo.training.devices import describe_device
 from hpo.training.stack import Member
 from hpo.training.trainer import Trainer
@@ -260,6 +260,7 @@ class NetworkDriver(Driver):
                 timeout_s,
                 others,
                 apart="seconds_per_epoch" in self.study.search.metrics,
+                note=lambda text: on_event(Note(text)),
             ),
             checkpoints=checkpoints,
             before=self._warm_start(stored, storage, on_event),
@@ -283,8 +284,12 @@ class NetworkDriver(Driver):
             return str(run["precision"])
         if split.device.type == "mps" or not self.plan.stacked:
             return "float32"
-        members = [Member(number, self.plan.config, number) for number in range(self.plan.population)]
-        precision, ratio = choose_precision(members, split)
+        training, count = self.plan.config.training, self.plan.population
+        steps = self.study.search.trials * training.epochs * steps_per_epoch(len(split.train), training.batch_size)
+        if not pays(count, steps):
+            on_event(Note("precision: float32 (the training is shorter than a measurement of bfloat16)"))
+            return "float32"
+        precision, ratio = choose_precision([Member(n, self.plan.config, n) for n in range(count)], split)
         on_event(Note(f"precision: {precision} (bfloat16 trains {ratio:.2f} times as fast as float32 here)"))
         return precision
 

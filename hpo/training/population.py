@@ -1,8 +1,8 @@
 """Train a population: K members side by side on one device, epoch by epoch.
 
-On a CPU the members are divided into stacks, one per core, each trained in a thread of its own. The threads synchronize
-once an epoch. Threads inside each operation would synchronize a thousand times as often, and all of them would wait
-whenever another process occupies a core: on a busy machine, stacks were 3 to 30 times as fast
+On a CPU the members are divided into stacks, one per core or more, each core with a thread of its own. The threads
+synchronize once an epoch. Threads inside each operation would synchronize a thousand times as often, and all of them
+would wait whenever another process occupies a core: on a busy machine, stacks were 3 to 30 times as fast
 (docs/explanation/log.md). A GPU has one stack. So have networks that are so small that Python's overhead, which threads
 cannot share, dominates.
 
@@ -96,6 +96,7 @@ def train(
     stacked: bool = True,
     spent_s: float = 0,
     traces: Callable[[str], TraceCache] | None = None,
+    stack_size: int | None = None,
 ) -> Generator[EpochResult, Collection[int], None]:
     """Train members of one group (see hpo/training/grouping.py), and yield an `EpochResult` per epoch.
 
@@ -107,7 +108,8 @@ def train(
 
     `precision` is a key of `DTYPES`. `timeout_s` limits the time of all epochs, in seconds, of which earlier
     populations of the members have taken `spent_s`. With `stacked` False, the one member's module runs unstacked.
-    `traces` returns the cache of an architecture's graph; without it, every stack is traced. Members that cannot be
+    `traces` returns the cache of an architecture's graph; without it, every stack is traced. `stack_size` limits the
+    members of a stack; without it, there is one stack a core, or more for several shapes. Members that cannot be
     trained fail alone, where the population has other architectures.
 
     Raises TrialTimeout for an epoch that ends, or hangs, after the timeout, CannotStackError for modules that cannot be
@@ -115,7 +117,7 @@ def train(
     """
     mixed = len({stack_key(member.config) for member in members}) > 1
     deadline = None if timeout_s is None else time.monotonic() + timeout_s - spent_s
-    folds, shapes, workers, threads = _make_stacks(members, split, precision, stacked, traces)
+    folds, shapes, workers, threads = _make_stacks(members, split, precision, stacked, traces, stack_size)
     stacks_at_first = len(folds[0])
     with reused_memory(), _parallel_epochs(workers, threads) as run:
         for epoch in range(members[0].epoch + 1, members[0].config.training.epochs + 1):
@@ -197,6 +199,7 @@ def _make_stacks(
     precision: str,
     stacked: bool,
     traces: Callable[[str], TraceCache] | None,
+    stack_size: int | None,
 ) -> tuple[Folds, int, int, int]:
     """Return each fold's stacks, the number of different networks, the stacks trained at a time, and their threads."""
     _require_memory(members, split, precision)
@@ -206,23 +209,19 @@ def _make_stacks(
     ]
     keys = [_shape_key(member, module) for member, module in zip(members, modules[0], strict=True)]
     firsts = {key: keys.index(key) for key in keys}
-    # A multiplication and an addition each for the output, for its gradient and for the weight's gradient.
-    flops = {
-        key: 6 * measure_network(modules[0][i], split.shape).products * members[i].config.training.batch_size
-        for key, i in firsts.items()
-    }
-    cores = torch.get_num_threads() if split.device.type == "cpu" else 1
-    threads = max(1, min(cores, sum(flops[key] for key in keys) // MIN_STEP_FLOPS_PER_THREAD))
-    count = min(threads, len(members))
+    flops = {key: step_flops(members[i], modules[0][i], split) for key, i in firsts.items()}
+    count, threads = parallel_stacks(sum(flops[key] for key in keys), len(members), split.device)
     shapes: list[NetworkShape] = []
+    parts: Sequence[Sequence[int]]
     if len(firsts) > 1:
         found = {key: network_shape(members[i].config.network, modules[0][i], split.shape) for key, i in firsts.items()}
         shapes = [found[key] for key in keys]
         batch_sizes = [member.config.training.batch_size for member in members]
         parts = divide([stack_key(member.config) for member in members], shapes, batch_sizes, count)
     else:
-        bounds = [len(members) * part // count for part in range(count + 1)]
-        parts = [list(range(start, end)) for start, end in pairwise(bounds)]
+        parts = _cut(range(len(members)), count)
+    if stack_size is not None:
+        parts = [piece for part in parts for piece in _cut(part, -(-len(part) // stack_size))]
     for fold, of_fold in enumerate(modules):
         for member, module in zip(members, of_fold, strict=True):
             in_type(module, DTYPES[precision])
@@ -236,7 +235,27 @@ def _make_stacks(
         return _make_stack([members[i] for i in part], of_part, own, typed, fold, precision, stacked, traces)
 
     folds = [[make(part, fold) for part in parts] for fold in range(len(modules))]
-    return folds, len(firsts), count, threads // count
+    return folds, len(firsts), count, threads
+
+
+def step_flops(member: Member, module: nn.Module, split: DeviceSplit) -> int:
+    """Return the floating-point operations of one training step of a member with this module."""
+    # A multiplication and an addition each for the output, for its gradient and for the weight's gradient.
+    return 6 * measure_network(module, split.shape).products * member.config.training.batch_size
+
+
+def parallel_stacks(flops: int, members: int, device: torch.device) -> tuple[int, int]:
+    """Return how many stacks train at a time, and the threads of each, for the operations of a step of all members."""
+    cores = torch.get_num_threads() if device.type == "cpu" else 1
+    threads = max(1, min(cores, flops // MIN_STEP_FLOPS_PER_THREAD))
+    count = min(threads, members)
+    return count, threads // count
+
+
+def _cut(members: Sequence[int], count: int) -> list[Sequence[int]]:
+    """Return the members in `count` parts of about the same size."""
+    bounds = [len(members) * part // count for part in range(count + 1)]
+    return [members[start:end] for start, end in pairwise(bounds)]
 
 
 def _shape_key(member: Member, module: nn.Module) -> tuple[object, ...]:

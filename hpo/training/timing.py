@@ -1,15 +1,16 @@
-"""Time members in short chunks of equal work: stacked and one at a time, in each precision, on this machine.
+"""Time members in short chunks of equal work: in stacks of any size or one at a time, in each precision.
 
 The chunks are a few training steps on the first examples of the split, with the learning rate so small that no member
-diverges. Candidates alternate, because a moment of high load then slows a few chunks of each.
+diverges. Ways of training take turns, because a moment of high load then slows a few chunks of each.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 
@@ -21,17 +22,81 @@ from hpo.training.stack import Member
 STEPS = 4
 """Training steps in a timed epoch."""
 
-ROUNDS = 8
-"""Chunks of each way of training in `compare_ways`."""
+ROUNDS, ENOUGH_S = (3, 8), 10.0
+"""Fewest and most chunks of each way in `time_alternately`, and the seconds after which the fewest are enough."""
+
+_EPOCHS = 1000
+"""More epochs than any measurement trains."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A population in training, for measurements; `members` is their number."""
+
+    epochs: Generator[EpochResult, Collection[int], None]
+    device: torch.device
+    members: int
+
+    def time_epoch(self) -> float:
+        """Train the next epoch; return its duration in seconds."""
+        _synchronize(self.device)
+        start_s = time.perf_counter()
+        next(self.epochs)
+        _synchronize(self.device)
+        return time.perf_counter() - start_s
+
+
+def start(
+    members: Sequence[Member],
+    split: DeviceSplit,
+    precision: str,
+    stack_size: int | None = None,
+    *,
+    stacked: bool = True,
+    timeout_s: float | None = None,
+) -> Run:
+    """Return a run of the members on a few examples, after one epoch that warms up. Arguments: see `population.train`.
+
+    The members start anew, without their states.
+    """
+    few = _few_examples(split, STEPS * members[0].config.training.batch_size)
+    stable = [_with_tiny_lr(member) for member in members]
+    run = Run(train(stable, few, precision, timeout_s, stacked, stack_size=stack_size), split.device, len(members))
+    run.time_epoch()
+    return run
+
+
+def unless_too_large(measure: Callable[[], T]) -> T | None:
+    """Return the measurement, or None where memory is too small for it."""
+    try:
+        return measure()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
+
+
+def fitting(members: Sequence[Member], measure: Callable[[Sequence[Member]], T]) -> T | None:
+    """Return the measurement of the members, or of half as many where memory is too small for it, and so on.
+
+    None where a single member does not fit.
+    """
+    found = unless_too_large(lambda: measure(members))
+    return fitting(members[: len(members) // 2], measure) if found is None and len(members) > 1 else found
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way of training, and the seconds that a step of one member took in each chunk."""
+    """A way of training, and the seconds that a step of one member took in each chunk.
 
-    stacked: bool
+    `stack_size` is the largest number of members of a stack, None for one member at a time in plain torch.
+    """
+
+    stack_size: int | None
     precision: str
-    seconds: list[float]
+    seconds: list[float] = field(default_factory=list)
 
     @property
     def mean(self) -> float:
@@ -39,36 +104,26 @@ class Way:
         return statistics.fmean(self.seconds)
 
 
-def compare_ways(members: Sequence[Member], split: DeviceSplit, precisions: Sequence[str], stacks: bool) -> list[Way]:
-    """Train the members one at a time and, where `stacks`, stacked; return one way for each of these and precision.
+def time_alternately(members: Sequence[Member], split: DeviceSplit, ways: Sequence[Way]) -> None:
+    """Train the members in each way, in alternation, and append the seconds of each chunk to the way's.
 
-    One at a time, plain torch runs the first member's module. Halves the members until they fit into memory. Raises
-    torch's error where a single one does not fit.
+    One at a time, plain torch runs the first member's module.
     """
-    try:
-        return _compare(members, split, precisions, stacks)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or len(members) == 1:
-            raise
-    return compare_ways(members[: len(members) // 2], split, precisions, stacks)
-
-
-def _compare(members: Sequence[Member], split: DeviceSplit, precisions: Sequence[str], stacks: bool) -> list[Way]:
     count = len(members)
-    few = few_examples(split, STEPS * members[0].config.training.batch_size)
-    stable = [with_tiny_lr(member, 1 + count * ROUNDS) for member in members]
-    ways = [Way(stacked, each, []) for each in precisions for stacked in (False, True)[: 1 + stacks]]
-    runs = [train(stable if way.stacked else stable[:1], few, way.precision, stacked=way.stacked) for way in ways]
-    for epochs in runs:
-        next(epochs)  # warms up
-    for _ in range(ROUNDS):
-        for way, epochs in zip(ways, runs, strict=True):
-            seconds = sum(time_epoch(epochs, split.device) for _ in range(1 if way.stacked else count))
+    runs = [
+        start(members, split, way.precision, way.stack_size)
+        if way.stack_size
+        else start(members[:1], split, way.precision, stacked=False)
+        for way in ways
+    ]
+    began, (fewest, most) = time.perf_counter(), ROUNDS
+    while len(ways[0].seconds) < (most if time.perf_counter() - began < ENOUGH_S else fewest):
+        for way, run in zip(ways, runs, strict=True):
+            seconds = sum(run.time_epoch() for _ in range(1 if way.stack_size else count))
             way.seconds.append(seconds / (count * STEPS))
-    return ways
 
 
-def few_examples(split: DeviceSplit, examples: int) -> DeviceSplit:
+def _few_examples(split: DeviceSplit, examples: int) -> DeviceSplit:
     """Return a split of the first examples, without folds."""
     return replace(
         split,
@@ -81,20 +136,12 @@ def few_examples(split: DeviceSplit, examples: int) -> DeviceSplit:
     )
 
 
-def with_tiny_lr(member: Member, epochs: int) -> Member:
+def _with_tiny_lr(member: Member) -> Member:
     """Return the member with a learning rate so small that it cannot diverge: a dropped member would cost no time."""
-    training = member.config.training.model_copy(update={"epochs": epochs})
+    training = member.config.training.model_copy(update={"epochs": _EPOCHS})
     optimizer = member.config.optimizer.model_copy(update={"lr": 1e-9})
-    return replace(member, config=member.config.model_copy(update={"training": training, "optimizer": optimizer}))
-
-
-def time_epoch(epochs: Iterator[EpochResult], device: torch.device) -> float:
-    """Train the next epoch; return its duration in seconds."""
-    _synchronize(device)
-    start = time.perf_counter()
-    next(epochs)
-    _synchronize(device)
-    return time.perf_counter() - start
+    config = member.config.model_copy(update={"training": training, "optimizer": optimizer})
+    return replace(member, config=config, state=None, val_losses=())
 
 
 def _synchronize(device: torch.device) -> None:

@@ -16,7 +16,8 @@ import torch
 
 from hpo.errors import HpoError, InterruptionError
 from hpo.studyfile import Config
-from hpo.training.device_data import DeviceSplit
+from hpo.training.choices import choose_stack_size, pays
+from hpo.training.device_data import DeviceSplit, steps_per_epoch
 from hpo.training.devices import is_out_of_memory
 from hpo.training.early_stopping import has_stopped_improving
 from hpo.training.grouping import Grouping, shared_settings
@@ -50,7 +51,8 @@ class Trainer:
     """Trains members on their splits, which are on one device; `others` are the splits of index 1 and up.
 
     `auto_precision` replaces `precision = "auto"`. `warn` is called with a line of text for a population that had to be
-    made smaller, and for modules that cannot be stacked. `timeout_s` limits the training time of each population. With
+    made smaller, and for modules that cannot be stacked; `note` with one where stacks of another size than one a core
+    were measured to be faster. `timeout_s` limits the training time of each population. With
     `apart`, networks of different shapes train in different populations, so that each has its own time.
     """
 
@@ -62,8 +64,11 @@ class Trainer:
         timeout_s: float | None = None,
         others: Sequence[DeviceSplit] = (),
         apart: bool = False,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._split, self._auto, self._warn, self._timeout_s = split, auto_precision, warn, timeout_s
+        self._apart, self._note = apart, note
+        self._stack_sizes: dict[str, int] = {}  # group -> largest number of members of a stack
         self._max_members: int | None = None
         self._parameters: dict[str, int] = {}
         self._splits = (split, *others)
@@ -122,7 +127,8 @@ class Trainer:
             def traces(architecture: str) -> TraceCache:
                 return self._traces_of(f"{group} {architecture}")
 
-            yield from train(members, split, used, self._timeout_s, stacked, spent_s, traces)
+            size = self._stack_size(members, split, used) if stacked else None
+            yield from train(members, split, used, self._timeout_s, stacked, spent_s, traces, size)
             return
         except CannotStackError as error:  # these members cannot be stacked, although two such modules could
             if len(members) == 1 or members[0].config.network.kind != "module":
@@ -198,6 +204,28 @@ class Trainer:
                 self._warn(f"{len(part)} trial{'s' * (len(part) > 1)} failed: {error}")
                 reasons = dict.fromkeys((member.number for member in part), str(error))
                 yield EpochResult(part[0].epoch + 1, {}, reasons, lambda numbers: {}, lambda numbers: {})
+
+    def _stack_size(self, members: Sequence[Member], split: DeviceSplit, precision: str) -> int | None:
+        """Return the size of the fastest stacks of a group, measured with its first population whose training is long.
+
+        None where nothing was measured: on a GPU, which has one stack, and with `apart`, where the trials' times are
+        results.
+        """
+        group = self._grouping.key(members[0])
+        if group not in self._stack_sizes:
+            steps = sum(
+                (each.config.training.epochs - each.epoch)
+                * steps_per_epoch(len(split.train), each.config.training.batch_size)
+                for each in members
+            )
+            if split.device.type != "cpu" or self._apart or len(members) == 1 or not pays(2 * len(members), steps):
+                return None
+            chosen = choose_stack_size(members[0], len(members), split, precision, self._timeout_s)
+            self._stack_sizes[group] = chosen.members
+            if chosen.slower:
+                size = f"stacks of {chosen.members} trials" if chosen.members > 1 else "trials one at a time"
+                self._note(f"{size}: {chosen.speedup:.2f} times as fast as stacks of {chosen.slower} here")
+        return self._stack_sizes[group]
 
     def _traces_of(self, architecture: str) -> TraceCache:
         """Return the cache of an architecture's graph; drop the one used longest ago where there are too many."""

@@ -254,7 +254,17 @@ def test_members_dropped_from_a_population_are_not_trained() -> None:
     epochs.close()
 
 
-def test_precision_chosen_by_auto_is_stored_and_reused(new_storage: NewStorage) -> None:
+def test_a_short_training_is_not_measured(storage: Storage) -> None:
+    note, started, *_ = search(study_of(training={"epochs": 1, "precision": "auto"}), storage)
+    assert note == Note("precision: float32 (the training is shorter than a measurement of bfloat16)")
+    assert isinstance(started, StudyStarted)
+    assert started.precision == "float32"
+
+
+def test_precision_chosen_by_auto_is_stored_and_reused(
+    new_storage: NewStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpo.search.driver.pays", lambda members, steps: True)
     study = study_of(training={"epochs": 1, "precision": "auto"}, search={"trials": 4})
     storage = new_storage()
     note, started, *_ = search(study, storage, stop_at=after_epochs(1))

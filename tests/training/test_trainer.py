@@ -131,7 +131,7 @@ import torch
 from torch_reference import config, curves, made_images, member
 from hpo.errors import HpoError
 from hpo.training.trainer import Trainer
-from hpo.training.auto_precision import choose_precision
+from hpo.training.choices import choose_precision
 
 def mib(key):
     with open("/proc/self/status") as status:

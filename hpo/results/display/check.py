@@ -23,10 +23,10 @@ from hpo.search.study_records import stored_pruner, with_stored_defaults
 from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter, Range, Study
 from hpo.studyfile.writing import study_text
 from hpo.text import columns, json_text, printable_lines
+from hpo.training.choices import time_ways
 from hpo.training.device_data import describe, split_shape
 from hpo.training.devices import describe_device
 from hpo.training.size import device_memory, frozen_memory
-from hpo.training.timing import compare_ways
 
 
 def check_report(
@@ -96,13 +96,14 @@ def _speed_lines(study: Study, planned: NetworkPlan) -> list[str]:
     members = [member_of(study, number, config) for number in range(count)]
     double = config.training.precision == "float64"
     precisions = ["float64"] if double else ["float32"] if planned.device.type == "mps" else ["float32", "bfloat16"]
-    ways = compare_ways(members, to_planned_device(study, planned)[0], precisions, planned.stacked)
+    ways = time_ways(members, to_planned_device(study, planned)[0], precisions, planned.stacked)
     rows = [["way of training", "mean ms", "least", "quartiles", "speed"]]
     for way in ways:
         times = [1000 * seconds for seconds in way.seconds]
         quartiles = " ".join(f"{each:.3f}" for each in statistics.quantiles(times, n=4))
-        name = f"{'stacked' if way.stacked else 'one at a time'}, {way.precision}"
-        rows.append([name, f"{1000 * way.mean:.3f}", f"{min(times):.3f}", quartiles, f"{ways[0].mean / way.mean:.2f}"])
+        name = f"stacks of {way.stack_size}" if way.stack_size else "one at a time"
+        speed = f"{ways[0].mean / way.mean:.2f}"
+        rows.append([f"{name}, {way.precision}", f"{1000 * way.mean:.3f}", f"{min(times):.3f}", quartiles, speed])
     where = describe_device(planned.device)
     title = f"a step of one trial, in {len(ways[0].seconds)} chunks of {count} trials, in alternation on {where}:"
     return [title, *columns(rows).splitlines()]
