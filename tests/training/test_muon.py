@@ -47,7 +47,7 @@ def test_orthogonalized_matrices_are_those_of_torch(shape: tuple[int, int]) -> N
 def test_a_network_without_hidden_matrices_trains_as_with_adamw() -> None:
     split = made_images(train=40)
     one, other = (
-        curves([member(0, config(hidden=[], lr=0.01, epochs=2, optimizer={"kind": kind, **more}))], split)[0][0]
-        for kind, more in (("muon", {"adamw_lr": 0.01}), ("adamw", {}))
+        curves([member(0, config(hidden=[], lr=lr, epochs=2, optimizer={"kind": kind, **more}))], split)[0][0]
+        for kind, lr, more in (("muon", 0.1, {"adamw_lr": 0.01}), ("adamw", 0.01, {}))
     )
     assert_same_curves(one, other, rtol=1e-12)

@@ -137,7 +137,7 @@ class Optimizer:
         if self._scheduled:
             hyper = {**hyper, "lr": self._rates.pop()}
         # With Muon, the parameters that are no hidden matrices have a learning rate of their own.
-        others = {**hyper, "lr": hyper["lr"] * hyper["adamw_ratio"]} if self._hidden else hyper
+        others = {**hyper, "lr": hyper["lr"] * hyper["adamw_ratio"]} if self._kind == "muon" else hyper
         parts = self._parts_with_gradient()
         self._blocks.clear_padding()
         factors = None if self._clips is None or not parts else self._clip_factors(self._clips, parts)
