@@ -72,11 +72,10 @@ def stack_key(config: Config) -> str:
     """Return a text that is equal for members that can share a stack, in which their networks are padded to one size.
 
     Lists of layers may differ in their numbers, and those of an mlp in length; a network without hidden layers differs.
-    With examples of each member's own, and with an optimizer whose update depends on the shape of a weight, nothing may
-    differ.
+    With an optimizer whose update depends on the shape of a weight, nothing may differ.
     """
     shared, network = _shared(config), config.network
-    if config.optimizer.kind not in ELEMENTWISE_OPTIMIZERS or shared["own_examples"]:
+    if config.optimizer.kind not in ELEMENTWISE_OPTIMIZERS:
         return repr(sorted(shared.items()))
     depth = min(1, len(network.hidden)) if network.kind == "mlp" else len(network.hidden)
     shared["network"] |= {"hidden": depth, "conv": len(network.conv)}
@@ -116,7 +115,8 @@ class Grouping:
         self._reasons: dict[str, str | None] = {}  # architecture -> why it cannot be stacked
         self._not_freezable: set[str] = set()  # architectures
         self._families: dict[str, str] = {}  # architecture -> the first one of those that are padded to one size
-        self._padded: dict[str, list[NetworkSettings]] = {}  # first architecture -> settings, one an architecture
+        # Whether with own examples -> first architecture -> settings, one an architecture
+        self._padded: dict[bool, dict[str, list[NetworkSettings]]] = {False: {}, True: {}}
         self._warnings: set[str] = set()
         self._raised: dict[int, Exception] = {}  # trial number -> the exception that its module raised
 
@@ -179,18 +179,18 @@ class Grouping:
                 self._reasons[architecture] = reason
                 self._families[architecture] = architecture
                 if reason is None and not self._apart:
-                    self._join_family(architecture, settings)
+                    self._join_family(architecture, settings, own_examples)
             self._architectures[arguments] = architecture
         return self._architectures[arguments]
 
-    def _join_family(self, architecture: str, settings: NetworkSettings) -> None:
+    def _join_family(self, architecture: str, settings: NetworkSettings, own_examples: bool) -> None:
         """Find the architectures that a new one can be padded with: all of them pass the proof in one stack."""
         problem = ""
-        for first, others in self._padded.items():
+        for first, others in self._padded[own_examples].items():
             if others[0].module != settings.module or _kinds(others[0].args) != _kinds(settings.args):
                 continue
             try:
-                if not self._prove_padded([*others[-MAX_PROVED + 1 :], settings]):
+                if not self._prove_padded([*others[-MAX_PROVED + 1 :], settings], own_examples):
                     continue
             except CannotStackError as error:
                 problem = str(error)
@@ -201,11 +201,11 @@ class Grouping:
             others.append(settings)
             self._families[architecture] = first
             return
-        self._padded[architecture] = [settings]
+        self._padded[own_examples][architecture] = [settings]
         if problem:
             self._warn_once(f"{settings.module}: networks of different shapes train apart: {problem}")
 
-    def _prove_padded(self, settings: Sequence[NetworkSettings]) -> bool:
+    def _prove_padded(self, settings: Sequence[NetworkSettings], own_examples: bool) -> bool:
         """Return whether networks of these settings can be padded; False if they differ in something else than sizes.
 
         Raises CannotStackError where they cannot, and what the constructor of the largest one raises.
@@ -217,7 +217,7 @@ class Grouping:
             return False
         largest, template = largest_settings(settings), largest_network(settings, shape, classes)
         own = [each.own_shape(largest) for each in shapes]
-        prove_padded(modules, template, own, self._split.train[:PROOF_EXAMPLES])
+        prove_padded(modules, template, own, self._split.train[:PROOF_EXAMPLES], own_examples)
         return True
 
     def _warn_once(self, text: str) -> None:

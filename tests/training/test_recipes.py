@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -157,8 +158,8 @@ def test_members_with_any_mixup_and_cutout_share_a_stack_and_those_without_anoth
     *others, last = (stack_key(one.config) for one in members("mlp images"))
     assert len(set(others)) == 1
     assert last not in others
-    wider = config(hidden=[20], training={"mixup": 0.2, "shift": 1})
-    assert stack_key(wider) not in others  # without padding
+    wider = config(hidden=[20], epochs=EPOCHS, training={"mixup": 0.2, "shift": 1})
+    assert stack_key(wider) in others
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -171,6 +172,53 @@ def test_mixup_and_cutout_in_other_precisions_and_unstacked(precision: str) -> N
         assert curve[0]["train_loss"] == pytest.approx(exact[number][0]["train_loss"], rel=0.02)
     with closing(train(everyone[3:], SPLIT, precision, stacked=False)) as epochs:
         assert next(epochs).metrics[3]["train_loss"] == pytest.approx(exact[3][0]["train_loss"], rel=0.03)
+
+
+NETS = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, shape, classes, filters=2):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(shape[0], filters, 3), nn.BatchNorm2d(filters)
+        self.head = nn.Linear(filters * 36, classes)
+
+    def forward(self, x):
+        return self.head(self.norm(self.conv(x)).relu().flatten(1))
+
+
+class Branching(Net):
+    def forward(self, x):
+        return super().forward(x if x.mean() > -1e9 else 1 - x)
+"""
+
+
+@pytest.mark.parametrize("name", ["Net", "Branching"])
+def test_user_defined_networks_with_mixup_and_cutout_equal_plain_torch(name: str, tmp_path: Path) -> None:
+    """Stacked, and one at a time where Python code depends on the data."""
+    (tmp_path / "nets.py").write_text(NETS)
+    everyone = []
+    for number, training in enumerate([{"mixup": 0.4}, {"cutout": 3}, {"mixup": 2.0, "cutout": 4, "ema": 0.5}, {}]):
+        given = config("module", module=f"nets.py:{name}", args={"filters": 2 + number % 2}, epochs=3)
+        settings = config("module", module=f"nets.py:{name}", training={"epochs": 3, **training})
+        network = given.network.with_folder(tmp_path)
+        everyone.append(member(number, settings.model_copy(update={"network": network})))
+    warnings: list[str] = []
+    trainer = Trainer(SPLIT, "float64", warnings.append)
+    groups = trainer.groups(everyone)
+    stacked = name == "Net"
+    assert [[one.number for one in group] for group in groups] == (
+        [[0, 1, 2], [3]] if stacked else [[0], [1], [2], [3]]
+    )
+    assert len(warnings) == (not stacked)
+    for group in groups:
+        ours: dict[int, Curve] = {one.number: [] for one in group}
+        for result in trainer.train(group):
+            for number, metrics in result.metrics.items():
+                ours[number].append(metrics)
+        for one in group:
+            assert_same_curves(ours[one.number], plain_curve(one, SPLIT), rtol=1e-7)
 
 
 def test_mixup_of_labels_mixes_their_losses() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -168,6 +169,15 @@ def test_a_padded_member_that_diverges_fails_alone() -> None:
         assert_same_curves(together[number], alone[number], rtol=1e-9)
 
 
+def test_networks_of_several_shapes_with_mixup_and_cutout_train_as_alone() -> None:
+    given = [{"mixup": 0.3}, {"cutout": 3}, {"cutout": 2, "mixup": 2.0, "label_smoothing": 0.1}]
+    mlps = [{"hidden": sizes, "training": each} for sizes, each in zip(([4, 3, 2], [6, 3], [7]), given, strict=True)]
+    cnns = [{**CNN, "conv": [n + 1, 2], "hidden": [7 - n], "training": each} for n, each in enumerate(given)]
+    for shapes in (mlps, cnns):
+        shared = {"dropout": 0.2, "batch_norm": True, "epochs": 2, "lr": 0.02}
+        assert_each_trains_as_alone(members_of([{**each, **shared} for each in shapes]), {1: {0}})
+
+
 def test_networks_trained_by_muon_are_not_padded() -> None:
     keys = [stack_key(config(hidden=[size], optimizer={"kind": kind})) for kind in ("muon", "sgd") for size in (3, 4)]
     assert keys[0] != keys[1] != keys[2] == keys[3]
@@ -254,6 +264,16 @@ def test_user_defined_networks_of_several_sizes_train_as_alone(tmp_path: Path, k
     _, result = run(members, 1)
     state = result.states([1])[1]
     build(members[1].config.network, SPLIT.shape, 10, 0).load_state_dict(state)
+
+
+def test_user_defined_networks_with_and_without_mixup_are_padded_apart(tmp_path: Path) -> None:
+    arguments = [{"width": 3}, {"width": 4}, {"width": 3}]
+    plain = own(tmp_path, "Net", *arguments, epochs=2)
+    mixed = [
+        replace(each, number=each.number + 3) for each in own(tmp_path, "Net", *arguments, training={"mixup": 0.4})
+    ]
+    assert grouped([*plain, *mixed]) == ([[0, 1, 2], [3, 4, 5]], [])
+    assert_each_trains_as_alone(mixed)
 
 
 def test_user_defined_networks_whose_padding_changes_a_result_train_apart(tmp_path: Path) -> None:

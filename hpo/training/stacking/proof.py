@@ -49,19 +49,25 @@ def prove(members: Sequence[nn.Module], examples: Tensor, own_examples: bool = F
 
 
 def prove_padded(
-    members: Sequence[nn.Module], template: nn.Module, shapes: Sequence[OwnShape], examples: Tensor
+    members: Sequence[nn.Module],
+    template: nn.Module,
+    shapes: Sequence[OwnShape],
+    examples: Tensor,
+    own_examples: bool = False,
 ) -> None:
     """Raise CannotStackError unless members trained in one stack, padded to a template, train as each in its own stack.
 
     Their parameters get random values, because zeros such as the initial biases would hide a mistake. Dropout is on.
+    With `own_examples`, the stacks take examples of each member's own.
     """
     _require_paddable(members, template)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         own = [_randomized(copy.deepcopy(member).cpu().double()) for member in members]
         padding = Padding(shapes, template, user_defined=True)
-        stack = StackedNetwork(padding.modules(own, template.cpu().double()), torch.float64, padding=padding)
-        alone = [StackedNetwork([module], torch.float64) for module in own]
+        padded = padding.modules(own, template.cpu().double())
+        stack = StackedNetwork(padded, torch.float64, padding=padding, own_examples=own_examples)
+        alone = [StackedNetwork([module], torch.float64, own_examples=own_examples) for module in own]
         batch = examples.detach().cpu()
         batch = batch.to(input_type(batch, torch.float64))
         for index, dropout in enumerate(stack.dropouts):
