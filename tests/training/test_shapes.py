@@ -232,6 +232,16 @@ class Split(nn.Module):
     def forward(self, x):
         x = x.flatten(1)
         return self.head(torch.cat([self.left(x), self.right(x)], 1))
+
+
+class Largest(nn.Module):
+    def __init__(self, shape, classes, width=6, sign=1):
+        super().__init__()
+        self.units, self.head = nn.Linear(64, width), nn.Linear(1, classes)
+        self.sign = sign
+
+    def forward(self, x):
+        return self.head((self.sign * self.units(x.flatten(1))).amax(1, keepdim=True))
 """
 
 
@@ -279,8 +289,16 @@ def test_user_defined_networks_with_and_without_mixup_are_padded_apart(tmp_path:
 def test_user_defined_networks_whose_padding_changes_a_result_train_apart(tmp_path: Path) -> None:
     found, warnings = grouped(own(tmp_path, "Normed", {"width": 4}, {"width": 5}, {"width": 4}))
     assert found == [[0, 2], [1]]
-    apart = "nets.py:Normed: networks of different shapes train apart: "
-    assert warnings == [f"{apart}Normed cannot be stacked: its outputs in a stack differ from those alone"]
+    apart = "networks of different shapes train apart: "
+    assert warnings == [
+        f"nets.py:Normed: {apart}Normed cannot be stacked: its outputs in a stack differ from those alone"
+    ]
+    for sign in (1, -1):  # the largest of 40 units is padding only where all are negative
+        found, warnings = grouped(own(tmp_path, "Largest", *({"width": width, "sign": sign} for width in (40, 50))))
+        assert found == [[0], [1]]
+        assert warnings == [
+            f"nets.py:Largest: {apart}Largest cannot be stacked: its outputs in a stack differ from those alone"
+        ]
     found, warnings = grouped(own(tmp_path, "Split", {"width": 4}, {"width": 5}))
     assert found == [[0], [1]]
     assert len(warnings) == 1

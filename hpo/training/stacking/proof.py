@@ -58,6 +58,7 @@ def prove_padded(
     """Raise CannotStackError unless members trained in one stack, padded to a template, train as each in its own stack.
 
     Their parameters get random values, because zeros such as the initial biases would hide a mistake. Dropout is on.
+    Two further passes have all units far above 0, or far below: padding is 0, never the largest of many units around 0.
     With `own_examples`, the stacks take examples of each member's own.
     """
     _require_paddable(members, template)
@@ -75,7 +76,9 @@ def prove_padded(
             dropout.set_keys(keys)
             for number, network in enumerate(alone):
                 network.dropouts[index].set_keys(keys[number : number + 1])
-        for training, x in ((True, batch), (False, batch), (False, batch[:1])):
+        for training, x, shift in ((True, batch, 0), (False, batch, 0), (False, batch[:1], 9), (False, batch, -18)):
+            for network in (stack, *alone):
+                _shift_biases(network, shift)
             out, expected = _run(stack, x, training), [_run(network, x, training) for network in alone]
             for number, module in enumerate(own):
                 _require_close(out[number], expected[number][0], type(module).__name__, "outputs")
@@ -107,6 +110,17 @@ def _randomized(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return module
+
+
+@torch.no_grad()
+def _shift_biases(network: StackedNetwork, shift: float) -> None:
+    """Add a number to each bias and norm parameter, without the padding; this overwrites the gradients."""
+    for block in network.blocks.blocks:
+        block.grad.fill_(shift)
+    network.blocks.clear_padding()
+    for block in network.blocks.blocks:
+        if not block.decayed:
+            block.master.add_(block.grad)
 
 
 def _backward(network: StackedNetwork, out: Tensor) -> None:
