@@ -49,6 +49,7 @@ lint: .venv/installed-test docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Training and whole searches against plain torch and plain Optuna, in short chunks in alternation; 5 minutes.
 bench: .venv/installed-test
 	$(BIN)/python benchmarks/chapter6.py
 

@@ -1,52 +1,59 @@
-"""Benchmark of a whole search: hpo against a plain Optuna loop, the same trials in one run.
+"""Benchmark of training and of a whole search: hpo against plain torch and a plain Optuna loop in two processes.
 
-    make bench          (or: python benchmarks/chapter6.py --trials 100 --rounds 3)
+    make bench          (or: python benchmarks/chapter6.py --rounds 20 --trials 64 --searches 2)
 
-The search is that of "Deep Learning from Scratch", chapter 6. 500 images (MNIST if HPO_DATA_DIR has it, else
-Fashion-MNIST, else digits), 100 of them for validation; an MLP of six hidden layers of 100, SGD, batch 100, 50 epochs;
-lr 1e-6..1e-2 and weight decay 1e-8..1e-4 at random on log scales; without and with batch norm. The plain loop has its
-tensors in memory and trains one model at a time, with SQLite and one report an epoch: in one process with all threads,
-and in two processes with half of them each. The candidates run in turn in every round; the table has their medians.
-"training" is without storage, "all" includes it.
+It takes about 5 minutes on 2 cores. The networks, each without and with batch norm:
+
+- The MLP of "Deep Learning from Scratch", chapter 6: 784-[100]*6-10, SGD, batch 100, 400 training and 100 validation
+  images of MNIST if HPO_DATA_DIR has it, else of Fashion-MNIST or the digits.
+- The small CNN of studies/cifar10-cnn-dropout.toml: Adam, dropout 0.5, batch 64, 256 training and 64 validation images
+  of CIFAR-10's shape, which are random, because no time depends on their values.
+
+Training alone: a chunk is 32 member-epochs, evaluation included, and the candidates take turns. hpo trains an epoch of
+a population of 32 as a launch does, on all cores. Plain torch trains 16 epochs in each of two processes, which were
+started before and run at the same time. "products" are the matrix products and convolutions of the same stacks alone,
+one thread a core: "share" is their time by that of hpo's epoch; at 100%, nothing else would be left.
+
+A whole search: `hpo launch` in a new process against two new processes of a plain Optuna loop on one SQLite file, which
+read their images as tensors from a file and report each epoch. Start-up is included, and hpo uses `precision = "auto"`.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import multiprocessing
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
-import threading
-import time
-import warnings
 from collections.abc import Callable
-from typing import Any
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
 import optuna
+import plain_torch
 import torch
-from hpo.training.auto_precision import choose_precision
-from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import PartialFixedSampler, RandomSampler
-from plain_torch import BATCH, HIDDEN, plain_epoch, plain_network
+from alternation import Workers, alternate, table
+from matrix_products import products_of_epoch
+from plain_torch import BATCH, CNN_BATCH, HIDDEN, Tensors, plain_loop
 
 from hpo.data import Split, load_split
 from hpo.errors import DataError, HpoError
-from hpo.search.launch import launch
-from hpo.search.sampling.sampler_history import SamplerHistory
-from hpo.search.space import config_of
-from hpo.storage import open_storage
 from hpo.studyfile import Study, parse_study
 from hpo.training.device_data import DeviceSplit, to_device
 from hpo.training.population import train
-from hpo.training.seeds import member_seed
 from hpo.training.stack import Member
+from hpo.training.tasks.task import classification
+from hpo.training.timing import with_tiny_lr
 
-EPOCHS, POPULATION = 50, 32
+EPOCHS, POPULATION, PROCESSES = 50, 32, 2
 DATASETS = ("mnist", "fashion_mnist", "digits")
-Seconds = tuple[float, float]
-"""Seconds a trial: training alone, and with storage."""
+PRECISIONS = ("float32", "bfloat16")
+PLAIN = "plain torch, 2 processes"
+LAUNCH = "import sys; from hpo.cli import main; sys.exit(main())"
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def study_of(dataset: str, batch_norm: bool, trials: int, precision: str) -> Study:
@@ -76,150 +83,126 @@ def find_images(trials: int) -> tuple[str, Split]:
     raise HpoError("no data set found")
 
 
-def run_hpo(study: Study, split: DeviceSplit, members: list[Member], precision: str) -> Seconds:
-    start = time.perf_counter()
-    for first in range(0, len(members), POPULATION):
-        for _ in train(members[first : first + POPULATION], split, precision):
-            pass
-    training = time.perf_counter() - start
-    with tempfile.TemporaryDirectory() as folder:
-        storage = open_storage(f"sqlite:///{folder}/hpo.db")
-        start = time.perf_counter()
-        launch(study, storage, on_event=lambda event: None, stop=threading.Event())
-        everything = time.perf_counter() - start
-        storage.close()
-    return training / len(members), everything / len(members)
+def cnn_study(batch_norm: bool) -> Study:
+    network = {"kind": "cnn", "conv": [6, 16], "kernel": 5, "pool": 2, "hidden": [120, 84], "dropout": 0.5}
+    return parse_study(
+        {
+            "name": "cnn",
+            "data": {"dataset": "cifar10"},
+            "network": {**network, "batch_norm": batch_norm},
+            "optimizer": {"kind": "adam", "lr": 1e-3},
+            "training": {"epochs": EPOCHS, "batch_size": CNN_BATCH},
+            "search": {"trials": 1},
+        },
+        "small CNN",
+    )
 
 
-def plain_loop(
-    url: str, split: DeviceSplit, batch_norm: bool, params: list[dict[str, Any]], threads: int, spent: Any
-) -> None:
-    """Run these trials in the study at `url`; add the seconds of training, without storage, to `spent`."""
-    torch.set_num_threads(threads)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.simplefilter("ignore", ExperimentalWarning)  # of the sampler that fixes parameters
-
-    train_set, validation_set = (split.train, split.train_targets), (split.validation, split.validation_targets)
-
-    def objective(trial: optuna.Trial) -> float:
-        lr = trial.suggest_float("lr", 1e-6, 1e-2, log=True)
-        weight_decay = trial.suggest_float("weight_decay", 1e-8, 1e-4, log=True)
-        start = time.perf_counter()
-        model = plain_network(split.train[0].numel(), batch_norm)
-        optimizer = torch.optim.SGD(model.parameters(), lr=lr, weight_decay=weight_decay)
-        accuracy = 0.0
-        for epoch in range(EPOCHS):
-            accuracy = plain_epoch(model, optimizer, train_set, validation_set)
-            with spent.get_lock():
-                spent.value += time.perf_counter() - start
-            trial.report(accuracy, epoch + 1)
-            start = time.perf_counter()
-        return accuracy
-
-    study = optuna.load_study(study_name="plain", storage=url)
-    for each in params:  # not enqueued: two processes on SQLite can take the same waiting trial
-        study.sampler = PartialFixedSampler(each, RandomSampler())
-        study.optimize(objective, n_trials=1)
+def random_images() -> DeviceSplit:
+    train, validation = torch.rand(4 * CNN_BATCH, 3, 32, 32), torch.rand(CNN_BATCH, 3, 32, 32)
+    labels = [torch.randint(10, (len(images),)) for images in (train, validation)]
+    return DeviceSplit(train, labels[0], validation, labels[1], task=classification(10), seed=0)
 
 
-def run_plain(
-    split: DeviceSplit, batch_norm: bool, params: list[dict[str, Any]], processes: int, threads: int
-) -> Seconds:
-    context = multiprocessing.get_context("spawn")
-    spent = context.Value("d", 0.0)
-    with tempfile.TemporaryDirectory() as folder:
-        url = f"sqlite:///{folder}/plain.db"
-        optuna.create_study(study_name="plain", storage=url, direction="maximize")
-        arguments = [
-            (url, split, batch_norm, params[part::processes], max(1, threads // processes), spent)
-            for part in range(processes)
-        ]
-        start = time.perf_counter()
-        if processes == 1:
-            plain_loop(*arguments[0])
-        else:
-            workers = [context.Process(target=plain_loop, args=each) for each in arguments]
-            for worker in workers:
-                worker.start()
-            for worker in workers:
-                worker.join()
-            assert all(worker.exitcode == 0 for worker in workers), "a worker of the plain loop failed"
-        everything = time.perf_counter() - start
-    return spent.value / processes / len(params), everything / len(params)
+def tensors_of(split: DeviceSplit) -> Tensors:
+    return split.train, split.train_targets, split.validation, split.validation_targets
 
 
-def gemm_rate() -> float:
-    """Return the machine's float32 rate in FLOP/s: the best of several products of 1024 x 1024 matrices."""
-    a = torch.randn(1024, 1024)
-    best = min(timed(lambda: torch.mm(a, a)) for _ in range(20))
-    return float(2 * 1024**3 / best)
+def compare_training(title: str, study: Study, split: DeviceSplit, rounds: int, cores: int) -> None:
+    """Print the time of a member-epoch: plain torch in two processes, hpo in each precision, and hpo's products."""
+    config = study.first_config
+    members = [with_tiny_lr(Member(n, config, n), rounds + 3) for n in range(POPULATION)]
+    plain = (config.network.kind, config.network.batch_norm, tensors_of(split), max(1, cores // PROCESSES))
+    with Workers(PROCESSES, plain_loop, *plain) as workers, ThreadPool(cores, torch.set_num_threads, (1,)) as threads:
+        candidates: dict[str, Callable[[], object]] = {
+            PLAIN: lambda: workers.run(*[POPULATION // PROCESSES] * PROCESSES)
+        }
+        for precision in PRECISIONS:
+            torch.set_num_threads(cores)
+            epochs = train(members, split, precision)
+            size = POPULATION // next(epochs).stacks
+            products = [
+                products_of_epoch(members[start : start + size], split, precision)
+                for start in range(0, POPULATION, size)
+            ]
+            candidates[f"hpo, {precision}"] = lambda epochs=epochs: next(epochs)  # type: ignore[misc]
+            candidates[f"products, {precision}"] = lambda products=products: threads.map(  # type: ignore[misc]
+                lambda run: run(), products, chunksize=1
+            )
+        seconds = alternate(candidates, rounds)
+    print(*table(title, seconds, POPULATION, PLAIN), sep="\n")
+    for precision in PRECISIONS:
+        bound, measured = seconds[f"products, {precision}"], seconds[f"hpo, {precision}"]
+        shares = f"{statistics.fmean(bound) / statistics.fmean(measured):.0%} (means), {min(bound) / min(measured):.0%}"
+        print(f"share of products, {precision}: {shares} (least)")
+    print(flush=True)
 
 
-def timed(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def flops_a_trial(split: DeviceSplit) -> float:
-    """Return the multiplications and additions of one trial's products: forward, backward and validation."""
-    sizes = [split.train[0].numel(), *HIDDEN, 10]
-    products = [a * b for a, b in itertools.pairwise(sizes)]
-    trained = 6 * sum(products) - 2 * products[0]  # nobody asks for the images' own gradient
-    return EPOCHS * (trained * len(split.train) + 2 * sum(products) * len(split.validation))
-
-
-def compare(dataset: str, images: Split, batch_norm: bool, trials: int, rounds: int) -> None:
-    threads = torch.get_num_threads()
-    split = to_device(images, 0, torch.device("cpu"))
-    study = study_of(dataset, batch_norm, trials, "auto")
-    params = [values for _, values in SamplerHistory(study, []).ask(trials)]
-    members = [Member(n, config_of(study, values), member_seed(0, n)) for n, values in enumerate(params)]
-    auto, _ = choose_precision(members[:POPULATION], split)
-    contestants: dict[str, Callable[[], Seconds]] = {
-        "plain Optuna loop, 1 process": lambda: run_plain(split, batch_norm, params, 1, threads),
-        "plain Optuna loop, 2 processes": lambda: run_plain(split, batch_norm, params, 2, threads),
+def launch(dataset: str, batch_norm: bool, trials: int, epochs: int, cores: int) -> None:
+    """Run `hpo launch` of the search in a new process."""
+    settings = {
+        "data.dataset": dataset,
+        "network.batch_norm": str(batch_norm).lower(),
+        "search.trials": trials,
+        "training.epochs": epochs,
     }
-    for precision in dict.fromkeys(("float32", auto)):
-        named = study_of(dataset, batch_norm, trials, precision)
-        contestants[f"hpo, {precision}{' (auto)' if precision == auto else ''}"] = (
-            lambda named=named, precision=precision: run_hpo(named, split, members, precision)  # type: ignore[misc]
-        )
-    results: dict[str, list[Seconds]] = {name: [] for name in contestants}
-    rates: list[float] = []
-    for _ in range(rounds):
-        for name, run in contestants.items():
-            results[name].append(run())
-            torch.set_num_threads(threads)
-        rates.append(gemm_rate())
-    report(batch_norm, results, statistics.median(rates), flops_a_trial(split))
+    changes = itertools.chain.from_iterable(("--set", f"{key}={value}") for key, value in settings.items())
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", LAUNCH, "launch", str(ROOT / "studies/chapter6-search.toml"), *changes]
+        command += ["--quiet", "--device", "cpu", "--storage", f"sqlite:///{folder}/hpo.db"]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(cores), "PYTHONPATH": str(ROOT)}
+        subprocess.run(command, check=True, env=environment, cwd=folder)
 
 
-def report(batch_norm: bool, results: dict[str, list[Seconds]], rate: float, flops: float) -> None:
-    medians = {name: [statistics.median(each) for each in zip(*runs, strict=True)] for name, runs in results.items()}
-    loop = medians["plain Optuna loop, 2 processes"]
-    print(f"\n{'with' if batch_norm else 'without'} batch norm; float32 GEMM rate {rate / 1e9:.0f} GFLOP/s")
-    print(f"{'':34}{'training':>10}{'all':>10}   times the 2-process loop    share of the")
-    print(f"{'':34}{'s a trial':>10}{'s a trial':>10}   in training       in all     GEMM rate")
-    for name, (training, everything) in medians.items():
-        print(
-            f"{name:34}{training:10.4f}{everything:10.4f}{loop[0] / training:13.2f}{loop[1] / everything:13.2f}"
-            f"{flops / training / rate:13.0%}"
-        )
+def plain_search(tensors: Tensors, batch_norm: bool, trials: int, epochs: int, cores: int) -> None:
+    """Run a plain Optuna loop in two new processes, on one SQLite file."""
+    with tempfile.TemporaryDirectory() as folder:
+        url, path, threads = f"sqlite:///{folder}/plain.db", f"{folder}/tensors.pt", max(1, cores // PROCESSES)
+        torch.save(tensors, path)
+        optuna.create_study(study_name="plain", storage=url, direction="maximize")
+        each = [str(batch_norm), str(epochs), str(trials // PROCESSES)]
+        commands = [
+            [sys.executable, plain_torch.__file__, url, path, *each, str(seed), str(threads)]
+            for seed in range(PROCESSES)
+        ]
+        running = [subprocess.Popen(command, cwd=folder) for command in commands]
+        assert all(process.wait() == 0 for process in running), "a process of the plain loop failed"
+
+
+def compare_searches(dataset: str, split: DeviceSplit, batch_norm: bool, given: argparse.Namespace) -> None:
+    """Print the time of a trial in whole searches, start-up included."""
+    settings = (batch_norm, given.trials, given.epochs, given.cores)
+    candidates = {
+        "plain Optuna, 2 processes": lambda: plain_search(tensors_of(split), *settings),
+        "hpo launch": lambda: launch(dataset, *settings),
+    }
+    seconds = alternate(candidates, given.searches, warm_up=False)
+    title = f"search, {'with' if batch_norm else 'without'} batch norm"
+    print(*table(title, seconds, given.trials, "plain Optuna, 2 processes"), sep="\n", end="\n\n", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--trials", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20, help="chunks of training for each candidate")
+    parser.add_argument("--trials", type=int, default=64, help="trials of a whole search")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of a trial in a whole search")
+    parser.add_argument("--searches", type=int, default=2, help="whole searches of each candidate")
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
+    given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    dataset, images = find_images(arguments.trials)
-    threads = torch.get_num_threads()
-    print(f"{platform.processor() or platform.machine()}, {threads} threads, torch {torch.__version__}, {dataset}")
-    print(f"{arguments.trials} trials a run, medians of {arguments.rounds} rounds in turn")
+    dataset, images = find_images(given.trials)
+    split = to_device(images, 0, torch.device("cpu"))
+    processor = platform.processor() or platform.machine()
+    print(f"{processor}, {given.cores} cores, torch {torch.__version__}, {dataset}")
+    print(f"training: {given.rounds} chunks of {POPULATION} member-epochs in alternation; ms a member-epoch\n")
     for batch_norm in (False, True):
-        compare(dataset, images, batch_norm, arguments.trials, arguments.rounds)
+        name = ", batch norm" if batch_norm else ""
+        study = study_of(dataset, batch_norm, 1, "float32")
+        compare_training(f"chapter 6{name}", study, split, given.rounds, given.cores)
+        compare_training(f"small CNN{name}", cnn_study(batch_norm), random_images(), given.rounds, given.cores)
+    print(f"whole searches: {given.trials} trials of {given.epochs} epochs, start-up included; ms a trial\n")
+    for batch_norm in (False, True):
+        compare_searches(dataset, split, batch_norm, given)
 
 
 if __name__ == "__main__":
