@@ -111,7 +111,7 @@ def tensors_of(split: DeviceSplit) -> Tensors:
 def compare_training(title: str, study: Study, split: DeviceSplit, rounds: int, cores: int) -> None:
     """Print the time of a member-epoch: plain torch in two processes, hpo in each precision, and hpo's products."""
     config = study.first_config
-    members = [with_tiny_lr(Member(n, config, n), rounds + 3) for n in range(POPULATION)]
+    members = [with_tiny_lr(Member(n, config, n)) for n in range(POPULATION)]
     plain = (config.network.kind, config.network.batch_norm, tensors_of(split), max(1, cores // PROCESSES))
     with Workers(PROCESSES, plain_loop, *plain) as workers, ThreadPool(cores, torch.set_num_threads, (1,)) as threads:
         candidates: dict[str, Callable[[], object]] = {

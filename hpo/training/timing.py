@@ -62,7 +62,7 @@ def start(
     The members start anew, without their states.
     """
     few = _few_examples(split, STEPS * members[0].config.training.batch_size)
-    stable = [_with_tiny_lr(member) for member in members]
+    stable = [with_tiny_lr(member) for member in members]
     run = Run(train(stable, few, precision, timeout_s, stacked, stack_size=stack_size), split.device, len(members))
     run.time_epoch()
     return run
@@ -136,7 +136,7 @@ def _few_examples(split: DeviceSplit, examples: int) -> DeviceSplit:
     )
 
 
-def _with_tiny_lr(member: Member) -> Member:
+def with_tiny_lr(member: Member) -> Member:
     """Return the member with a learning rate so small that it cannot diverge: a dropped member would cost no time."""
     training = member.config.training.model_copy(update={"epochs": _EPOCHS})
     optimizer = member.config.optimizer.model_copy(update={"lr": 1e-9})

@@ -65,7 +65,10 @@ def _adam(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step
 
 
 def _fused_adam(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
-    """Update one member after the other by torch's kernel for a CPU, which reads and writes each tensor once."""
+    """Update one member after the other by the kernel of torch.optim.Adam(fused=True).
+
+    It reads and writes each tensor once. torch's public function for it takes 50 us a member to check its arguments.
+    """
     settings = torch.cat([hyper[name] for name in ("lr", "beta1", "beta2", "eps")], 1).tolist()
     members = zip(*(each.unbind() for each in (value, grad, *state)), settings, strict=True)
     steps = [torch.tensor(float(step))]
