@@ -10,7 +10,7 @@ It takes about 5 minutes on 2 cores. The networks, each without and with batch n
   of CIFAR-10's shape, which are random, because no time depends on their values.
 
 Training alone: a chunk is 32 member-epochs, evaluation included, and the candidates take turns. hpo trains an epoch of
-a population of 32 as a launch does, on all cores. Plain torch trains 16 epochs in each of two processes, which were
+a population of 32 as a launch does, on all cores, in stacks of the size that is fastest. Plain torch trains 16 epochs in each of two processes, which were
 started before and run at the same time. "products" are the matrix products and convolutions of the same stacks alone,
 one thread a core: "share" is their time by that of hpo's epoch; at 100%, nothing else would be left.
 
@@ -42,6 +42,7 @@ from plain_torch import BATCH, CNN_BATCH, HIDDEN, Tensors, plain_loop
 from hpo.data import Split, load_split
 from hpo.errors import DataError, HpoError
 from hpo.studyfile import Study, parse_study
+from hpo.training.choices import choose_stack_size
 from hpo.training.device_data import DeviceSplit, to_device
 from hpo.training.population import train
 from hpo.training.stack import Member
@@ -119,8 +120,9 @@ def compare_training(title: str, study: Study, split: DeviceSplit, rounds: int, 
         }
         for precision in PRECISIONS:
             torch.set_num_threads(cores)
-            epochs = train(members, split, precision)
-            size = POPULATION // next(epochs).stacks
+            size = choose_stack_size(members[0], POPULATION, split, precision).members
+            epochs = train(members, split, precision, stack_size=size)
+            next(epochs)
             products = [
                 products_of_epoch(members[start : start + size], split, precision)
                 for start in range(0, POPULATION, size)
