@@ -10,9 +10,10 @@ It takes about 5 minutes on 2 cores. The networks, each without and with batch n
   of CIFAR-10's shape, which are random, because no time depends on their values.
 
 Training alone: a chunk is 32 member-epochs, evaluation included, and the candidates take turns. hpo trains an epoch of
-a population of 32 as a launch does, on all cores, in stacks of the size that is fastest. Plain torch trains 16 epochs in each of two processes, which were
-started before and run at the same time. "products" are the matrix products and convolutions of the same stacks alone,
-one thread a core: "share" is their time by that of hpo's epoch; at 100%, nothing else would be left.
+a population of 32 as a launch does, on all cores, in stacks of the size that is fastest. Plain torch trains 16 epochs
+in each of two processes, which were started before and run at the same time. "products" are the matrix products and
+convolutions of the same stacks alone, one thread a core: "share" is their time by that of hpo's epoch; at 100%, nothing
+else would be left.
 
 A whole search: `hpo launch` in a new process against two new processes of a plain Optuna loop on one SQLite file, which
 read their images as tensors from a file and report each epoch. Start-up is included, and hpo uses `precision = "auto"`.
