@@ -22,6 +22,7 @@ from hpo.errors import HpoError, StorageError, UnknownStudyError
 from hpo.storage import open_storage
 from hpo.text import hpo_command
 from hpo.tracking.content import StudyContent
+from hpo.tracking.live import TOO_LATE
 from hpo.tracking.sync import Sync, problem
 from hpo.tracking.targets import parse_targets
 
@@ -40,9 +41,6 @@ RETRY_S = 15.0
 LONGEST_RETRY_S = 240.0
 
 NICENESS = 10
-
-TOO_LATE = 3
-"""Exit status of a process that has not written everything in the time after the search."""
 
 Say = Callable[[str, str], None]
 """Function that is called with the level and the text of a message for the user."""

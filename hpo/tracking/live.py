@@ -19,7 +19,6 @@ from typing import Self
 from hpo.search.events import Event, Note, StudyStarted
 from hpo.storage import Storage
 from hpo.text import hpo_command
-from hpo.tracking.follower import TOO_LATE
 from hpo.tracking.targets import Target
 
 FLUSH_S = 120.0
@@ -30,6 +29,9 @@ KILL_S = 5.0
 
 SILENT_S = 2.0
 """Seconds of that time after which the user is told."""
+
+TOO_LATE = 3
+"""Exit status of a follower that has not written everything in the time after the search."""
 
 LONGEST_MESSAGE = 1 << 16
 
