@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 from hpo.training.shapes.template import NetworkShape
 
@@ -26,6 +27,9 @@ US_PER_PARAMETER = 8e-3
 
 US_PER_OUTPUT = 1.6e-2
 """Microseconds of an output of a layer: batch norm, activation and dropout, forward and backward."""
+
+NEAR = 8
+"""Places between two stacks, in order of depth and size, that are merged first: to compare all pairs takes minutes."""
 
 Weights = Mapping[str, tuple[Sequence[int], int]]
 """Weight of a network -> its shape and the number of positions that it is applied at."""
@@ -89,30 +93,50 @@ def divide(
 def _merged(shapes: Sequence[NetworkShape], batch_size: int) -> list[tuple[float, list[int]]]:
     """Return the stacks of members that can share one: estimated microseconds of a step, and the members' indices.
 
-    At first each shape is a stack. The two stacks that save most as one stack are merged, until no merger saves time.
-    Members are ordered by depth and size, so that the first ones have all layers.
+    At first each shape is a stack, in order of depth and size. Those that are near each other in this order are merged
+    first, then any. The first members of a stack have all layers.
     """
     by_shape: dict[tuple[object, ...], list[int]] = {}
-    for index, shape in enumerate(shapes):
-        by_shape.setdefault(tuple(shape.tensors.items()), []).append(index)
-    clusters = dict(enumerate(_cluster(shapes, members) for members in by_shape.values()))
-    costs = {number: each.step_us(batch_size) for number, each in clusters.items()}
-    savings: dict[tuple[int, int], float] = {}
+    for index in _sorted(shapes, range(len(shapes))):
+        by_shape.setdefault(tuple(shapes[index].tensors.items()), []).append(index)
+    clusters = [_cluster(shapes, members) for members in by_shape.values()]
+    for distance in (NEAR, len(clusters)):
+        clusters = _merge(clusters, batch_size, distance)
+    return [(each.step_us(batch_size), _sorted(shapes, each.members)) for each in clusters]
 
-    def add_savings(number: int, others: Iterable[int]) -> None:
-        for other in others:
-            merged = clusters[number].merged(clusters[other]).step_us(batch_size)
-            savings[number, other] = costs[number] + costs[other] - merged
 
-    for number in clusters:
-        add_savings(number, range(number))
-    while savings and savings[pair := max(savings, key=savings.__getitem__)] > 0:
-        number = max(clusters) + 1
-        clusters[number] = clusters.pop(pair[0]).merged(clusters.pop(pair[1]))
-        costs[number] = clusters[number].step_us(batch_size)
-        savings = {other: saved for other, saved in savings.items() if not {*pair} & {*other}}
-        add_savings(number, clusters.keys() - {number})
-    return [(costs[number], _sorted(shapes, each.members)) for number, each in clusters.items()]
+def _merge(stacks: Sequence[_Cluster], batch_size: int, distance: int) -> list[_Cluster]:
+    """Merge the two stacks, at most so far apart, that save most as one stack, until no merger saves time."""
+    clusters = dict(enumerate(stacks))
+    costs = [each.step_us(batch_size) for each in stacks]
+    order = list(clusters)
+    mergers: list[tuple[float, int, int]] = []  # a heap: minus the saved time, and the numbers of both stacks
+
+    def add_merger(place: int, other: int) -> None:
+        if 0 <= place < other < len(order):
+            one, two = order[place], order[other]
+            saved = costs[one] + costs[two] - clusters[one].merged(clusters[two]).step_us(batch_size)
+            if saved > 0:
+                heappush(mergers, (-saved, one, two))
+
+    for place in range(len(order)):
+        for other in range(place + 1, place + 1 + min(distance, len(order))):
+            add_merger(place, other)
+    while mergers:
+        _, one, two = heappop(mergers)
+        if one not in clusters or two not in clusters:
+            continue
+        place, removed = order.index(one), order.index(two)
+        order[place] = len(costs)
+        del order[removed]
+        clusters[order[place]] = clusters.pop(one).merged(clusters.pop(two))
+        costs.append(clusters[order[place]].step_us(batch_size))
+        for other in range(place - distance, place + distance + 1):
+            add_merger(min(place, other), max(place, other))
+        for other in range(removed - distance, removed):  # two stacks that have come closer
+            if place not in (other, other + distance):
+                add_merger(other, other + distance)
+    return [clusters[number] for number in order]
 
 
 def work(shapes: Sequence[NetworkShape], batch_size: int) -> tuple[float, float, float, float, float]:
