@@ -27,6 +27,13 @@ from torch import nn
 def scalar(output, targets):
     return (output - targets).abs().mean()
 
+class Words(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(9, 4), nn.Linear(4, outputs)
+    def forward(self, x):
+        return self.head(self.embed(x).mean(1))
+
 class Wide(nn.Module):
     def __init__(self, shape, outputs):
         super().__init__()
@@ -105,3 +112,53 @@ def test_unfit_data_are_one_line_and_nothing_is_stored(hpo: Run, folder: Path, n
         assert problem in outcome.err
         assert len(outcome.err.splitlines()) == 1
     assert "unfit" not in hpo("studies").out
+
+
+WORDS = 'dataset = "npz:words.npz"', '[network]\nmodule = "mine.py:Words"'
+TABLE = (
+    'dataset = "table:rows.csv"\ntarget = "y"\ncategorical = ["city"]\n[preprocess]\ncategorical = "embedding"',
+    NETWORK,
+)
+IMAGES = 'dataset = "digits"', NETWORK
+INTEGERS, INDICES = "which are integers", "which are rows with categories in embeddings"
+UNMIXABLE = {
+    "integers": (
+        WORDS,
+        "mixup=0.2",
+        f"mixup: cannot mix the examples of npz:words.npz, {INTEGERS} (got 0.2); remove it",
+    ),
+    "searched": (
+        WORDS,
+        "mixup={low=0.0,high=0.4}",
+        f"mixup.high: cannot mix the examples of npz:words.npz, {INTEGERS}",
+    ),
+    "embeddings": (
+        TABLE,
+        "mixup={choices=[0,1]}",
+        f"mixup.choices.1: cannot mix the examples of table:rows.csv, {INDICES}",
+    ),
+    "cutout of integers": (WORDS, "cutout=1", "cutout: needs images, but the examples of npz:words.npz are 5 integers"),
+    "cutout of rows": (TABLE, "cutout=1", "cutout: needs images, but the examples of table:rows.csv are 2 features"),
+    "cutout of the side": (
+        IMAGES,
+        "cutout=8",
+        "cutout: must be below 8, the pixels of an image's shorter side (got 8)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNMIXABLE)
+def test_mixup_and_cutout_of_unfit_examples_are_one_line(hpo: Run, folder: Path, name: str) -> None:
+    (data, network), setting, problem = UNMIXABLE[name]
+    np.savez(folder / "words.npz", x=np.arange(200).reshape(40, 5) % 9, y=CLASSES)
+    rows = (f"{x:.3f},{city},{y}" for (x, *_), city, y in zip(X, ["Ulm", "Rom"] * 20, CLASSES, strict=True))
+    (folder / "rows.csv").write_text("\n".join(["x,city,y", *rows]))
+    (folder / "mine.py").write_text(CODE)
+    tables = f"{network}\n[optimizer]\nlr = 0.1\n[training]\nepochs = 1\n[search]\ntrials = 1\n"
+    (folder / "unfit.toml").write_text(f'name = "unfit"\n[data]\n{data}\n{tables}')
+    for command in ("check", "launch"):
+        outcome = hpo(command, "unfit.toml", "--set", f"training.{setting}")
+        assert (outcome.status, outcome.out) == (2, "")
+        assert outcome.err.startswith(f"hpo: unfit.toml: training.{problem}")
+        assert len(outcome.err.splitlines()) == 1
+    assert hpo("check", "unfit.toml").status == 0

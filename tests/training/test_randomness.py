@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
+import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch_reference import config
 
+from hpo.training.member_examples import MemberExamples
 from hpo.training.randomness import (
     augmentation_numbers,
     batch_order,
+    cutout_numbers,
     dropout_keys,
     mixed_counters,
+    mixup_numbers,
     random_words,
 )
 from hpo.training.seeds import derive_seed, member_seed
@@ -31,6 +39,16 @@ def test_seeds_never_change() -> None:
         8659654942092896,
         832522416722598,
     ]
+    assert (cutout_numbers([1], 1, np.array([0, 7])) * 2**53).long().flatten().tolist() == [
+        6755459816681461,
+        4951055808027394,
+        8856637611773263,
+        5694574519972920,
+    ]
+    shares, orders = mixup_numbers([0.2], [1], 1, [4, 3])
+    beta = [0.9998394930009934, 0.0008776963966358652]
+    assert torch.cat(shares).tolist() == pytest.approx(beta, rel=1e-9)  # by logarithms, which may be rounded
+    assert [order.tolist() for order in orders] == [[[0, 3, 1, 2]], [[2, 1, 0]]]
     words = random_words(torch.tensor([[5]]), 4, mixed_counters(4, torch.device("cpu")))
     assert words.tolist() == [[-7496, -13985, 9608, -22486]]
 
@@ -88,3 +106,53 @@ def test_sixteen_bit_numbers_are_uniform() -> None:
             expected = len(numbers) / 4 / 256
             chi_square = ((counts - expected) ** 2 / expected).sum()
             assert abs(chi_square - 255) <= 5 * np.sqrt(2 * 255)
+
+
+SMALLEST_P = 1e-6
+"""The seeds are fixed; a correct generator would fail a test with one set of seeds in a million."""
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
+def test_shares_of_mixup_have_a_beta_distribution(alpha: float) -> None:
+    """Each member, epoch and step has a share of its own: 4 members with other alphas do not change it."""
+    alphas, drawn = [alpha, 0.0, 0.7, alpha], []
+    for epoch in range(1, 41):
+        shares, _ = mixup_numbers(alphas, [1, 2, 3, 4], epoch, [2] * 50)
+        drawn.append(torch.stack(shares))
+    values = torch.stack(drawn)  # [epochs, steps, K]
+    assert torch.equal(values[..., 1], torch.ones(40, 50))
+    ours = values[..., [0, 3]].flatten().numpy()
+    assert scipy.stats.kstest(ours, scipy.stats.beta(alpha, alpha).cdf).pvalue > SMALLEST_P
+    assert scipy.stats.kstest(ours, scipy.stats.beta(1.5 * alpha, 1.5 * alpha).cdf).pvalue < SMALLEST_P
+    for pair in ((values[..., 0], values[..., 3]), (values[:-1, :, 0], values[1:, :, 0])):  # members, epochs
+        assert scipy.stats.pearsonr(*(each.flatten().numpy() for each in pair)).pvalue > SMALLEST_P
+
+
+def test_orders_of_mixup_are_any_permutation() -> None:
+    """Also for a last batch that is smaller."""
+    orders = [mixup_numbers([0.5, 0.5], [1, 2], epoch, [3] * 30 + [2])[1] for epoch in range(1, 21)]
+    for member in (0, 1):
+        drawn = [tuple(order[member].tolist()) for each in orders for order in each[:-1]]
+        counts = [drawn.count(each) for each in permutations(range(3))]
+        assert sum(counts) == 600
+        assert scipy.stats.chisquare(counts).pvalue > SMALLEST_P
+    assert {tuple(each[-1][0].tolist()) for each in orders} == {(0, 1), (1, 0)}
+
+
+def test_cutout_covers_each_pixel_equally_often() -> None:
+    """With a side of 1, exactly one pixel of each image of each member is 0, wherever the image is in its batch."""
+    settings = [config(training={"cutout": side}).training for side in (1, 0, 1)]
+    images, batches = torch.ones(500, 2, 4, 6), [torch.arange(500).flip(0)]
+    epochs = [MemberExamples(settings, [1, 2, 3], epoch, batches).batch(0, images).inputs for epoch in range(1, 11)]
+    covered = 1 - torch.stack(epochs)  # [epochs, K, images, channels, height, width]
+    assert torch.equal(covered[..., 0, :, :], covered[..., 1, :, :])
+    pixels = covered[..., 0, :, :].flatten(3)
+    assert torch.equal(pixels.sum(3), torch.tensor([1.0, 0.0, 1.0]).view(1, 3, 1).expand(10, 3, 500))
+    for member in (0, 2):
+        assert scipy.stats.chisquare(pixels[:, member].sum((0, 1)).numpy()).pvalue > SMALLEST_P
+    places = pixels[:, [0, 2]].argmax(3)
+    for one, other in ((places[:, 0], places[:, 1]), (places[:-1], places[1:]), (places[..., :-1], places[..., 1:])):
+        same = (one == other).double()  # members, epochs, images
+        assert abs(same.mean() - 1 / 24) < 5 * (1 / 24 / same.numel()) ** 0.5
+    reordered = MemberExamples(settings, [1, 2, 3], 1, [torch.arange(500)]).batch(0, images).inputs
+    assert torch.equal(reordered.flip(1), epochs[0])
