@@ -10,6 +10,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.connection import wait
 from typing import Any, Self
 
 Chunks = dict[str, list[float]]
@@ -46,13 +47,13 @@ def table(title: str, seconds: Mapping[str, Sequence[float]], units: float, base
     A chunk has `units` units. The ratios are those of the means and of the minima.
     """
     ratios = f"{'times as fast: mean':>21}{'least':>7}"
-    yield f"{title:<28}{'chunks':>7}{'ms: mean':>10}{'least':>9}{'quartiles':>26}{ratios}"
+    yield f"{title:<36}{'chunks':>7}{'ms: mean':>10}{'least':>9}{'quartiles':>26}{ratios}"
     for name, chunks in seconds.items():
         ms = [1000 * each / units for each in chunks]
         quartiles = ", ".join(f"{each:.2f}" for each in (statistics.quantiles(ms, n=4) if len(ms) > 1 else ms * 3))
         means, minima = statistics.fmean(seconds[base]) / statistics.fmean(chunks), min(seconds[base]) / min(chunks)
         measured = f"{len(ms):>7}{statistics.fmean(ms):>10.2f}{min(ms):>9.2f}{quartiles:>26}"
-        yield f"{name:<28}{measured}{means:>21.2f}{minima:>7.2f}"
+        yield f"{name:<36}{measured}{means:>21.2f}{minima:>7.2f}"
 
 
 class Workers:
@@ -63,7 +64,8 @@ class Workers:
 
     def __init__(self, count: int, make: Callable[..., Callable[[Any], object]], *arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipes, self._processes = [], []
+        self._pipes: list[Any] = []
+        self._processes = []
         for _ in range(count):
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, make, arguments), daemon=True)
@@ -71,12 +73,22 @@ class Workers:
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def run(self, *work: object) -> None:
-        """Send a piece of work to each process; return when all have done theirs."""
-        for pipe, piece in zip(self._pipes, work, strict=True):
-            pipe.send(piece)
+    def run(self, work: Sequence[object]) -> None:
+        """Send a piece of work to each process, and a further one to each that is done; return when all are done."""
+        waiting = list(reversed(work))
+        busy: list[Any] = []
         for pipe in self._pipes:
-            pipe.recv()  # raises EOFError where the process has died
+            if waiting:
+                pipe.send(waiting.pop())
+                busy.append(pipe)
+        while busy:
+            ready: list[Any] = wait(busy)
+            for pipe in ready:
+                pipe.recv()  # raises EOFError where the process has died
+                if waiting:
+                    pipe.send(waiting.pop())
+                else:
+                    busy.remove(pipe)
 
     def __enter__(self) -> Self:
         return self

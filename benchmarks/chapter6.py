@@ -10,10 +10,10 @@ It takes about 5 minutes on 2 cores. The networks, each without and with batch n
   of CIFAR-10's shape, which are random, because no time depends on their values.
 
 Training alone: a chunk is 32 member-epochs, evaluation included, and the candidates take turns. hpo trains an epoch of
-a population of 32 as a launch does, on all cores, in stacks of the size that is fastest. Plain torch trains 16 epochs
-in each of two processes, which were started before and run at the same time. "products" are the matrix products and
-convolutions of the same stacks alone, one thread a core: "share" is their time by that of hpo's epoch; at 100%, nothing
-else would be left.
+a population of 32 as a launch does, on all cores, in stacks of the size that is fastest (where the processor computes
+bfloat16 slowly, that of float32). Plain torch trains 16 epochs in each of two processes, which were started before and
+run at the same time. "products" are the matrix products and convolutions of the same stacks alone, one thread a core:
+"share" is their time by that of hpo's epoch; at 100%, nothing else would be left.
 
 A whole search: `hpo launch` in a new process against two new processes of a plain Optuna loop on one SQLite file, which
 read their images as tensors from a file and report each epoch. Start-up is included, and hpo uses `precision = "auto"`.
@@ -53,6 +53,7 @@ from hpo.training.timing import with_tiny_lr
 EPOCHS, POPULATION, PROCESSES = 50, 32, 2
 DATASETS = ("mnist", "fashion_mnist", "digits")
 PRECISIONS = ("float32", "bfloat16")
+BFLOAT16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 PLAIN = "plain torch, 2 processes"
 LAUNCH = "import sys; from hpo.cli import main; sys.exit(main())"
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,23 +118,24 @@ def compare_training(title: str, study: Study, split: DeviceSplit, rounds: int, 
     plain = (config.network.kind, config.network.batch_norm, tensors_of(split), max(1, cores // PROCESSES))
     with Workers(PROCESSES, plain_loop, *plain) as workers, ThreadPool(cores, torch.set_num_threads, (1,)) as threads:
         candidates: dict[str, Callable[[], object]] = {
-            PLAIN: lambda: workers.run(*[POPULATION // PROCESSES] * PROCESSES)
+            PLAIN: lambda: workers.run([POPULATION // PROCESSES] * PROCESSES)
         }
+        sizes = []
         for precision in PRECISIONS:
             torch.set_num_threads(cores)
-            size = choose_stack_size(members[0], POPULATION, split, precision).members
+            if precision == "float32" or BFLOAT16:
+                size = choose_stack_size(members[0], POPULATION, split, precision).members
+            sizes.append(size)
             epochs = train(members, split, precision, stack_size=size)
             next(epochs)
-            products = [
-                products_of_epoch(members[start : start + size], split, precision)
-                for start in range(0, POPULATION, size)
-            ]
+            starts = range(0, POPULATION, size)
+            products = [products_of_epoch(members[start : start + size], split, precision) for start in starts]
             candidates[f"hpo, {precision}"] = lambda epochs=epochs: next(epochs)  # type: ignore[misc]
             candidates[f"products, {precision}"] = lambda products=products: threads.map(  # type: ignore[misc]
                 lambda run: run(), products, chunksize=1
             )
         seconds = alternate(candidates, rounds)
-    print(*table(title, seconds, POPULATION, PLAIN), sep="\n")
+    print(*table(f"{title}, stacks of {' and '.join(map(str, sizes))}", seconds, POPULATION, PLAIN), sep="\n")
     for precision in PRECISIONS:
         bound, measured = seconds[f"products, {precision}"], seconds[f"hpo, {precision}"]
         shares = f"{statistics.fmean(bound) / statistics.fmean(measured):.0%} (means), {min(bound) / min(measured):.0%}"

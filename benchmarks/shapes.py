@@ -1,10 +1,12 @@
-"""Benchmark of populations of several shapes: side by side against one shape at a time, and the cost of a stack's step.
+"""Benchmark of populations of several shapes: side by side against one shape at a time and plain torch; a step's cost.
 
 A chunk is one population of a study file's random trials, trained for a few epochs from its construction on, without a
 storage. "side by side" is a population as a launch trains it; "apart" is a population for each shape; "one at a time"
-has a population for each trial. The ways take turns at the same chunks.
+has a population for each trial. "plain torch" trains the same networks one at a time in each of two processes, which
+were started before and take the next trial when they are done with one. The ways take turns at the same chunks; their
+learning rate is so small that no trial diverges.
 
-    python benchmarks/shapes.py FILE [--trials 64] [--population 16] [--epochs 5] [--set KEY=VALUE]
+    python benchmarks/shapes.py benchmarks/widths.toml [--trials 64] [--population 16] [--epochs 5] [--set KEY=VALUE]
     python benchmarks/shapes.py --cost     # fits the constants of hpo/training/shapes/division.py
     python benchmarks/shapes.py --batches  # bounds the gain of one program for members of two batch sizes
 """
@@ -13,14 +15,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import optuna
 import torch
+from alternation import Workers, table
+from plain_torch import TINY_LR, plain_epoch
 from scipy.optimize import nnls
 
 from hpo.search.plan import plan, to_planned_device
@@ -36,6 +40,7 @@ from hpo.training.stack import DTYPES, Member
 from hpo.training.tasks.task import classification
 from hpo.training.trainer import Trainer
 
+PLAIN = "plain torch, 2 processes"
 EXAMPLES = 2000
 SPLIT = DeviceSplit(
     *(torch.rand(EXAMPLES, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(EXAMPLES) % 10),
@@ -45,7 +50,7 @@ SPLIT = DeviceSplit(
 )
 
 
-def random_members(study: Study, count: int) -> list[Member]:
+def random_members(study: Study, count: int, epochs: int) -> list[Member]:
     """Return members with random values of the study's parameters."""
     sampled = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     members = []
@@ -53,49 +58,67 @@ def random_members(study: Study, count: int) -> list[Member]:
         values = sampled.ask(distributions(study)).params
         used = {parameter.name for parameter in study.applicable_parameters(values)}
         config = config_of(study, {name: value for name, value in values.items() if name in used})
+        optimizer = config.optimizer.model_copy(update={"lr": TINY_LR})
+        training = config.training.model_copy(update={"epochs": epochs})
+        config = config.model_copy(update={"optimizer": optimizer, "training": training})
         members.append(Member(number, config, member_seed(0, number)))
     return members
 
 
-def train_all(trainer: Trainer, groups: Sequence[list[Member]], epochs: int) -> tuple[float, int]:
-    """Return the seconds of training groups one after the other for some epochs, and their number of stacks."""
-    stacks, start = 0, time.perf_counter()
-    for group in groups:
-        for result in itertools.islice(trainer.train(group), epochs):
-            stacks += result.stacks if result.epoch == 1 else 0
-    return time.perf_counter() - start, stacks
+def train_all(trainer: Trainer, groups: Sequence[list[Member]]) -> int:
+    """Train groups one after the other; return their number of stacks."""
+    return sum(result.stacks for group in groups for result in trainer.train(group) if result.epoch == 1)
 
 
-def compare(study: Study, trials: int, population: int, epochs: int, precision: str) -> None:
-    """Print the seconds a trial of each way, over chunks of equal work."""
-    planned = plan(study, "cpu")
-    split = to_planned_device(study, planned)[0].in_type(DTYPES[precision])
+def plain_trial(split: DeviceSplit, threads: int) -> Callable[[Config], None]:
+    """Return a function that trains a network by plain torch and evaluates it after each epoch."""
+    torch.set_num_threads(threads)
+    train_set, validation_set = (split.train, split.train_targets), (split.validation, split.validation_targets)
+
+    def run(config: Config) -> None:
+        model = build(config.network, split.shape, split.task.outputs, 0)
+        given = config.optimizer
+        optimizer: torch.optim.Optimizer
+        if given.kind == "adam":
+            optimizer = torch.optim.Adam(model.parameters(), given.lr, weight_decay=given.weight_decay)
+        else:
+            assert given.kind == "momentum", "the benchmark knows momentum and adam"
+            optimizer = torch.optim.SGD(model.parameters(), given.lr, given.momentum, weight_decay=given.weight_decay)
+        for _ in range(config.training.epochs):
+            plain_epoch(model, optimizer, train_set, validation_set, config.training.batch_size)
+
+    return run
+
+
+def compare(study: Study, trials: int, population: int, epochs: int, precision: str, cores: int) -> None:
+    """Print the milliseconds a trial of each way, over chunks of equal work."""
+    split = to_planned_device(study, plan(study, "cpu"))[0].in_type(DTYPES[precision])
     together, apart = Trainer(split, precision, print), Trainer(split, precision, print, apart=True)
-    members = random_members(study, trials)
-    times: dict[str, list[float]] = {}
-    counts: dict[str, int] = {}
-    for chunk, start in enumerate([0, *range(0, trials, population)]):  # the first one warms up
-        some = members[start : start + population]
-        ways = {
-            "side by side": (together, together.groups(some)),
-            "apart": (apart, apart.groups(some)),
-            "one at a time": (apart, [[member] for member in some]),
-        }
-        for way in sorted(ways, reverse=chunk % 2 == 1):
-            seconds, stacks = train_all(*ways[way], epochs)
-            if chunk:
-                times.setdefault(way, []).append(seconds / len(some))
-                counts[way] = counts.get(way, 0) + stacks
+    members = random_members(study, trials, epochs)
+    seconds: dict[str, list[float]] = {}
+    stacks: dict[str, int] = {}
+    with Workers(2, plain_trial, split, max(1, cores // 2)) as workers:
+        for chunk, start in enumerate([0, *range(0, trials, population)]):  # the first one warms up
+            some = members[start : start + population]
+            ways: dict[str, Callable[[], int | None]] = {
+                PLAIN: lambda some=some: workers.run([member.config for member in some]),  # type: ignore[misc]
+                "side by side": lambda some=some: train_all(together, together.groups(some)),  # type: ignore[misc]
+                "apart": lambda some=some: train_all(apart, apart.groups(some)),  # type: ignore[misc]
+                "one at a time": lambda some=some: train_all(apart, [[each] for each in some]),  # type: ignore[misc]
+            }
+            for way in list(ways)[:: -1 if chunk % 2 else 1]:
+                torch.set_num_threads(cores)
+                began = time.perf_counter()
+                count = ways[way]()
+                if chunk:
+                    seconds.setdefault(way, []).append((time.perf_counter() - began) / len(some))
+                    stacks[way] = stacks.get(way, 0) + (count or 0)
     print(
         f"{study.name}: {trials} trials in populations of {population}, {epochs} epochs, {precision}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}"
+        f"{cores} cores, torch {torch.__version__}, {platform.machine()}; ms a trial"
     )
-    print(f"{'':16}{'stacks':>8}{'s a trial: mean':>18}{'least':>9}{'quartiles':>20}{'times apart':>14}")
-    for way, found in times.items():
-        low, _, high = statistics.quantiles(found, n=4) if len(found) > 1 else [found[0]] * 3
-        ratio = statistics.fmean(times["apart"]) / statistics.fmean(found)
-        quartiles = f"{low:.4f} to {high:.4f}"
-        print(f"{way:16}{counts[way]:8}{statistics.fmean(found):18.4f}{min(found):9.4f}{quartiles:>20}{ratio:14.2f}")
+    named = {f"{way}, {stacks[way]} stacks" if stacks[way] else way: seconds[way] for way in ways}
+    print(*table("", named, 1, PLAIN), sep="\n")
 
 
 def step_us(members: int, hidden: list[int], batch_size: int, norm: bool, rounds: int) -> Callable[[], float]:
@@ -163,6 +186,7 @@ def main() -> None:
     parser.add_argument("--population", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--precision", default="float32")
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--set", action="append", default=[], dest="changes")
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -172,7 +196,7 @@ def main() -> None:
         return
     study = read_study(given.file, given.changes)
     assert isinstance(study, Study), "the benchmark needs a network study"
-    compare(study, given.trials, given.population, given.epochs, given.precision)
+    compare(study, given.trials, given.population, given.epochs, given.precision, given.cores)
 
 
 if __name__ == "__main__":

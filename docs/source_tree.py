@@ -96,7 +96,7 @@ def note(path: Path, known: dict[Path, str]) -> str:
     if module.suffix == ".py" and module.exists():
         docstring = ast.get_docstring(ast.parse(module.read_text())) or ""
         return docstring.partition("\n")[0].rstrip(".:")
-    if path.suffix == ".toml" and path.parent in (ROOT / "studies", ROOT / "benchmarks/tables"):
+    if path.suffix == ".toml" and path.parent in (ROOT / "studies", ROOT / "benchmarks", ROOT / "benchmarks/tables"):
         return str(tomllib.loads(path.read_text())["description"]).rstrip(".")
     if path.suffix == ".md" and path.parent.parent == ROOT / "docs":
         return path.read_text().partition("\n")[0].removeprefix("# ")
