@@ -51,7 +51,7 @@ from hpo.storage import Storage, StudySummary, check_open, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study
 from hpo.training.choices import choose_precision, pays
 from hpo.training.device_data import DeviceSplit, steps_per_epoch
-from hpo.training.devices import describe_device
+from hpo.training.devices import describe_device, has_bfloat16
 from hpo.training.stack import Member
 from hpo.training.trainer import Trainer
 from hpo.usercode import UserCode
@@ -283,6 +283,9 @@ class NetworkDriver(Driver):
         if run := user_attrs_of(stored).get(RUN):
             return str(run["precision"])
         if split.device.type == "mps" or not self.plan.stacked:
+            return "float32"
+        if split.device.type == "cpu" and not has_bfloat16(split.device):
+            on_event(Note("precision: float32 (this CPU has no bfloat16 instructions)"))
             return "float32"
         training, count = self.plan.config.training, self.plan.population
         steps = self.study.search.trials * training.epochs * steps_per_epoch(len(split.train), training.batch_size)

@@ -92,13 +92,23 @@ def check_device(device: torch.device) -> DeviceCheck:
         name = describe_device(device)
         if device.type == "cuda":
             free, memory = torch.cuda.mem_get_info(device)
-        bfloat16 = _has_bfloat16(device)
+        bfloat16 = has_bfloat16(device)
         ones = torch.ones(CHECK_SIZE, CHECK_SIZE, device=device)
         correct = bool(((ones @ ones) == CHECK_SIZE).all())
     except RuntimeError as error:
         message = str(error).split("\n", 1)[0]
         return DeviceCheck(name, free, memory, bfloat16, message or type(error).__name__)
     return DeviceCheck(name, free, memory, bfloat16, "" if correct else "a matrix product computed on it is wrong")
+
+
+def has_bfloat16(device: torch.device) -> bool | None:
+    """Return whether the device has bfloat16 instructions, None where torch cannot tell."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return None
+    return any(name.endswith("bf16") and bool(has) for name, has in torch.cpu.get_capabilities().items())
 
 
 def widest_float(device: torch.device) -> torch.dtype:
@@ -116,12 +126,3 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def _has_mps() -> bool:
     return torch.backends.mps.is_available()
-
-
-def _has_bfloat16(device: torch.device) -> bool | None:
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return None
-    return any(name.endswith("bf16") and bool(has) for name, has in torch.cpu.get_capabilities().items())

@@ -254,9 +254,19 @@ def test_members_dropped_from_a_population_are_not_trained() -> None:
     epochs.close()
 
 
-def test_a_short_training_is_not_measured(storage: Storage) -> None:
+@pytest.mark.parametrize(
+    ("has", "reason"),
+    [
+        (True, "the training is shorter than a measurement of bfloat16"),
+        (False, "this CPU has no bfloat16 instructions"),
+    ],
+)
+def test_bfloat16_is_not_measured_in_vain(
+    has: bool, reason: str, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpo.search.driver.has_bfloat16", lambda device: has)
     note, started, *_ = search(study_of(training={"epochs": 1, "precision": "auto"}), storage)
-    assert note == Note("precision: float32 (the training is shorter than a measurement of bfloat16)")
+    assert note == Note(f"precision: float32 ({reason})")
     assert isinstance(started, StudyStarted)
     assert started.precision == "float32"
 
@@ -264,6 +274,7 @@ def test_a_short_training_is_not_measured(storage: Storage) -> None:
 def test_precision_chosen_by_auto_is_stored_and_reused(
     new_storage: NewStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("hpo.search.driver.has_bfloat16", lambda device: True)
     monkeypatch.setattr("hpo.search.driver.pays", lambda members, steps: True)
     study = study_of(training={"epochs": 1, "precision": "auto"}, search={"trials": 4})
     storage = new_storage()
