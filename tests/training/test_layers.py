@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from hpo.errors import HpoError
 from hpo.training.stacking.parameter_blocks import ParameterBlocks
 from hpo.training.stacking.stacked_network import LAYERS, StackedNetwork
 from hpo.training.stacking.supported import ELEMENTWISE_LAYERS
-from hpo.training.stacking.trace import CannotStackError
+from hpo.training.stacking.trace import CannotStackError, trace
 
 quick = settings(max_examples=25)
 several = st.integers(1, 4)
@@ -318,6 +319,43 @@ def test_layers_without_parameters_before_and_after_a_convolution(
         return nn.Sequential(*images, nn.Flatten(), nn.Linear(features, 3))
 
     assert_trains_like_plain(seeded(make), random_input((4, 2, 7, 8)), torch.arange(4) % 3, steps=2)
+
+
+class Pooled(nn.Module):
+    """A convolution, then the function `then` of its output and the layers."""
+
+    def __init__(self, then: Callable[[Pooled, Tensor], Tensor], inplace: bool = False) -> None:
+        super().__init__()
+        self.conv, self.relu, self.pool = nn.Conv2d(2, 3, 2), nn.ReLU(inplace), nn.MaxPool2d(2)
+        self.then, features = then, then(self, self.conv(torch.zeros(1, 2, 7, 8))).flatten(1).shape[1]
+        self.head = nn.Linear(features, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.then(self, self.conv(x)).flatten(1))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("then", "inplace", "order"),
+    [
+        (lambda net, x: net.pool(net.relu(x)), False, ["pool", "relu"]),
+        (lambda net, x: F.max_pool2d(F.relu(x), 3, 2, 1), False, ["max_pool2d", "relu"]),
+        (lambda net, x: net.relu(net.pool(torch.relu(x))), False, ["pool", "relu", "relu_1"]),
+        (lambda net, x: net.pool(net.relu(x)), True, ["relu", "pool"]),
+        (lambda net, x: net.pool(y := net.relu(x)).flatten(1) + y.sum((1, 2, 3)).unsqueeze(1), False, ["relu", "pool"]),
+        (lambda net, x: F.avg_pool2d(net.relu(x), 2), False, ["relu", "avg_pool2d"]),
+    ],
+)
+def test_max_pooling_comes_before_a_relu_that_nothing_else_reads(
+    then: Callable[[Pooled, Tensor], Tensor], inplace: bool, order: list[str]
+) -> None:
+    """Also with windows whose elements are all negative, or equal."""
+    modules = seeded(lambda: Pooled(then, inplace))
+    names = [node.name for node in trace(modules).graph.nodes]
+    assert [name for name in names if name in (*order, "relu", "pool")] == order
+    x = random_input((4, 2, 7, 8))
+    x[0], x[1] = 0.5, x[1].round()
+    assert_trains_like_plain(modules, x, torch.arange(4) % 3, steps=3)
 
 
 @quick

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
@@ -239,7 +240,44 @@ def _graph(module: nn.Module, training: bool) -> _Recorded:
         advice = next((text for kind, text in ADVICE.items() if f"{kind!r}" in str(error)), None)
         reason = advice or (str(error).splitlines() or [type(error).__name__])[0]
         raise CannotStackError(f"{name} cannot be stacked: {reason}") from error
+    _pool_before_relu(graph, module)
     return _Recorded(graph, constants, reads.any)
+
+
+def _pool_before_relu(graph: fx.Graph, root: nn.Module) -> None:
+    """Move max pooling before a ReLU whose result only the pooling reads.
+
+    The ReLU then has a fraction of the elements. Outputs and gradients are exactly the same: the largest element of a
+    window is that after the ReLU, or has no gradient.
+    """
+    for relu in list(graph.nodes):
+        pool = next(iter(relu.users), None)
+        if pool is None or len(relu.users) > 1 or not _is_relu(relu, root) or not _is_max_pooling(pool, root):
+            continue
+        (source,) = relu.all_input_nodes
+        pool.replace_all_uses_with(relu)
+        pool.replace_input_with(relu, source)
+        relu.replace_input_with(source, pool)
+        relu.prepend(pool)
+
+
+def _is_relu(node: fx.Node, root: nn.Module) -> bool:
+    """Return whether the node is a ReLU that does not work in place."""
+    if node.op == "call_module":
+        layer = root.get_submodule(str(node.target))
+        return type(layer) is nn.ReLU and not layer.inplace
+    is_function = node.op == "call_function" and node.target in (F.relu, torch.relu)
+    return is_function and not any(node.args[1:]) and not node.kwargs.get("inplace")
+
+
+def _is_max_pooling(node: fx.Node, root: nn.Module) -> bool:
+    """Return whether the node is a max pooling of one tensor that returns no indices."""
+    if node.op == "call_module":
+        layer = root.get_submodule(str(node.target))
+        return type(layer) in (nn.MaxPool1d, nn.MaxPool2d) and not layer.return_indices
+    functions = F.max_pool1d, F.max_pool2d, torch.max_pool1d, torch.max_pool2d
+    plain = node.op == "call_function" and node.target in functions and not node.kwargs.get("return_indices")
+    return plain and len(node.all_input_nodes) == 1
 
 
 @contextmanager
