@@ -47,6 +47,29 @@ class _BatchNormFunction(torch.autograd.Function):
         return out.sub_(grad_sum.div_(ctx.count)).mul_(scale * weight).to(grads[0].dtype), None, None, None, None
 
 
+class _ImageBatchNormFunction(torch.autograd.Function):
+    """Batch norm in training of images in which each pixel's channels of all members are adjacent in memory.
+
+    Convolutions write them so. For torch's kernel they are the channels of one batch, [B, K x C, ...], which is several
+    times as fast as single operations.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: BatchNorm) -> Tensor:
+        images = x.transpose(0, 1).flatten(1, 2)
+        out, mean, scale = layer.normalize_images(images)
+        ctx.save_for_backward(images, mean, scale)
+        ctx.layer, ctx.members = layer, len(x)
+        return out.unflatten(1, (len(x), -1)).transpose(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        images, mean, scale = ctx.saved_tensors
+        grad = grads[0].transpose(0, 1).flatten(1, 2)
+        out = ctx.layer.normalize_images_backward(grad, images, mean, scale)
+        return out.unflatten(1, (ctx.members, -1)).transpose(0, 1), None
+
+
 class BatchNorm(StackedLayer):
     """Stacked form of `nn.BatchNorm1d` and `nn.BatchNorm2d`: batch norm over K x C channels.
 
@@ -99,6 +122,26 @@ class BatchNorm(StackedLayer):
         self._variance.lerp_(variance.view_as(self._variance) * (count / (count - 1)), self._momentum)
         self._batches.add_(1)
 
+    def normalize_images(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the output for images [B, K x C, ...] in training, and their means and inverse deviations, [K x C].
+
+        Updates the running statistics.
+        """
+        self._batches.add_(1)
+        weight, bias = (_at_least_float32(slot.value).flatten() for slot in (self._weight, self._bias))
+        statistics = self._mean.view(-1), self._variance.view(-1)
+        return torch.native_batch_norm(images, weight, bias, *statistics, True, self._momentum, self.eps)
+
+    def normalize_images_backward(self, grad: Tensor, images: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        """Return the gradient of the images, and write those of weight and bias."""
+        weight = _at_least_float32(self._weight.value).flatten()
+        out, *found = torch.ops.aten.native_batch_norm_backward(
+            grad, images, weight, None, None, mean, scale, True, self.eps, [True, True, True]
+        )
+        for slot, value in zip((self._weight, self._bias), found, strict=True):
+            slot.write(lambda into, value=value: into.copy_(value.view_as(into)))
+        return out
+
     def __call__(self, x: Tensor, stacked: bool, training: bool) -> Tensor:
         """Return [K, B, C, ...] for [K, B, C, ...] or [B, C, ...].
 
@@ -112,6 +155,8 @@ class BatchNorm(StackedLayer):
         if training:
             if x[0].numel() == x.shape[2]:
                 raise HpoError(f"layer '{self._name}': a batch of one value cannot be normalized; use a larger batch")
+            if x.device.type == "cpu" and x.dim() > 3 and x.stride(0) == x.shape[2] * x.stride(2) > 0:
+                return apply(_ImageBatchNormFunction, x, self)
             return apply(_BatchNormFunction, x, weight, bias, (self._weight, self._bias), self)
         scale = weight * (self._variance + self.eps).rsqrt().view(shape)
         shift = bias - scale * self._mean.view(shape)
