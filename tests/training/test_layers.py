@@ -321,6 +321,15 @@ def test_layers_without_parameters_before_and_after_a_convolution(
     assert_trains_like_plain(seeded(make), random_input((4, 2, 7, 8)), torch.arange(4) % 3, steps=2)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_convolutions_write_the_channels_of_a_pixel_side_by_side(channels: int) -> None:
+    """With one channel, torch would take images in either order for channels-first ones, and be half as fast."""
+    network = StackedNetwork(seeded(lambda: nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU())), torch.float64)
+    out = network(random_input((5, channels, 8, 8)), training=True)
+    assert out.shape == (3, 5, 4, 6, 6)
+    assert out.stride() == (4, 12 * 36, 1, 12 * 6, 12)
+
+
 class Pooled(nn.Module):
     """A convolution, then the function `then` of its output and the layers."""
 

@@ -95,7 +95,18 @@ def _split_members(x: Tensor, merged: bool, channel: int = 1) -> list[Tensor]:
         parts = [x.flatten(0, 1)]
     else:
         parts = [x if x.dim() == 4 else x.transpose(0, 1).flatten(1, 2)]
-    return parts if channel == 0 else [part.contiguous(memory_format=torch.channels_last) for part in parts]
+    return parts if channel == 0 else [_channels_last(part) for part in parts]
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """Return images [B, C, H, W] whose strides are those of channels-last images, also for one channel.
+
+    The order of one channel in memory is that of both layouts, and torch takes it for the slow one unless the strides
+    are those of the other.
+    """
+    images = images.contiguous(memory_format=torch.channels_last)
+    _, channels, height, width = images.shape
+    return images.as_strided(images.shape, (channels * height * width, 1, channels * width, channels))
 
 
 def _join_members(parts: list[Tensor], members: int, merged: bool) -> Tensor:
