@@ -10,10 +10,10 @@ It takes about 5 minutes on 2 cores. The networks, each without and with batch n
   of CIFAR-10's shape, which are random, because no time depends on their values.
 
 Training alone: a chunk is 32 member-epochs, evaluation included, and the candidates take turns. hpo trains an epoch of
-a population of 32 as a launch does, on all cores, in stacks of the size that is fastest (where the processor computes
-bfloat16 slowly, that of float32). Plain torch trains 16 epochs in each of two processes, which were started before and
-run at the same time. "products" are the matrix products and convolutions of the same stacks alone, one thread a core:
-"share" is their time by that of hpo's epoch; at 100%, nothing else would be left.
+a population of 32 as a launch does, on all cores, in stacks of the size that is fastest (where the processor has no
+bfloat16 instructions, that of float32). Plain torch trains 16 epochs in each of two processes, which were started
+before and run at the same time. "products" are the matrix products and convolutions of the same stacks alone, one
+thread a core: "share" is their time by that of hpo's epoch; at 100%, nothing else would be left.
 
 A whole search: `hpo launch` in a new process against two new processes of a plain Optuna loop on one SQLite file, which
 read their images as tensors from a file and report each epoch. Start-up is included, and hpo uses `precision = "auto"`.
@@ -45,6 +45,7 @@ from hpo.errors import DataError, HpoError
 from hpo.studyfile import Study, parse_study
 from hpo.training.choices import choose_stack_size
 from hpo.training.device_data import DeviceSplit, to_device
+from hpo.training.devices import has_bfloat16
 from hpo.training.population import train
 from hpo.training.stack import Member
 from hpo.training.tasks.task import classification
@@ -53,7 +54,6 @@ from hpo.training.timing import with_tiny_lr
 EPOCHS, POPULATION, PROCESSES = 50, 32, 2
 DATASETS = ("mnist", "fashion_mnist", "digits")
 PRECISIONS = ("float32", "bfloat16")
-BFLOAT16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 PLAIN = "plain torch, 2 processes"
 LAUNCH = "import sys; from hpo.cli import main; sys.exit(main())"
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,7 +123,7 @@ def compare_training(title: str, study: Study, split: DeviceSplit, rounds: int, 
         sizes = []
         for precision in PRECISIONS:
             torch.set_num_threads(cores)
-            if precision == "float32" or BFLOAT16:
+            if precision == "float32" or has_bfloat16(split.device):
                 size = choose_stack_size(members[0], POPULATION, split, precision).members
             sizes.append(size)
             epochs = train(members, split, precision, stack_size=size)
