@@ -142,6 +142,44 @@ class BatchNorm(StackedLayer):
             slot.write(lambda into, value=value: into.copy_(value.view_as(into)))
         return out
 
+    def normalized(self, x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the output in training for `x` [K, C, B], contiguous, then the mean and scale of each row of `x`.
+
+        A row is a group of torch's group norm, which computes it in one pass. `shift` [K, C] is what `x` lacks of its
+        mean: a bias before.
+        """
+        self._require_several(x)
+        count, rows = x.shape[2], x.shape[0] * x.shape[1]
+        weight, bias = (_at_least_float32(each.value).contiguous() for each in (self._weight, self._bias))
+        out, mean, scale = torch.native_group_norm(x, weight.view(-1), bias.view(-1), 1, rows, count, rows, self.eps)
+        full_mean = mean.view(x.shape[:2]) if shift is None else mean.view(x.shape[:2]) + shift
+        self.update_statistics(full_mean, scale.square().reciprocal_().sub_(self.eps).clamp_(min=0), count)
+        return out, mean, scale
+
+    def normalized_backward(
+        self, grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor, factors: Tensor | None
+    ) -> Tensor:
+        """Write the parameters' gradients and return that of `x`, for the results of `normalized`.
+
+        `grad` [K, C, B], contiguous, is the output's gradient without the `factors` [K, 1] of the members.
+        """
+        count, rows = x.shape[2], x.shape[0] * x.shape[1]
+        weight = _at_least_float32(self._weight.value)
+        weight = weight.contiguous() if factors is None else weight * factors
+        out, *found = torch.ops.aten.native_group_norm_backward(
+            grad, x, mean, scale, weight.view(-1), 1, rows, count, rows, [True, True, True]
+        )
+        for slot, each in zip((self._weight, self._bias), found, strict=True):
+            of_members = each.view(x.shape[:2])
+            if factors is not None:
+                of_members.mul_(factors)
+            slot.write(lambda into, value=of_members: into.copy_(value))
+        return out.view(x.shape)
+
+    def _require_several(self, x: Tensor) -> None:
+        if x[0].numel() == self._mean.shape[1]:
+            raise HpoError(f"layer '{self._name}': a batch of one value cannot be normalized; use a larger batch")
+
     def __call__(self, x: Tensor, stacked: bool, training: bool) -> Tensor:
         """Return [K, B, C, ...] for [K, B, C, ...] or [B, C, ...].
 
@@ -153,8 +191,7 @@ class BatchNorm(StackedLayer):
         shape = (x.shape[0], 1, x.shape[2]) + (1,) * (x.dim() - 3)
         weight, bias = self._weight.value.view(shape), self._bias.value.view(shape)
         if training:
-            if x[0].numel() == x.shape[2]:
-                raise HpoError(f"layer '{self._name}': a batch of one value cannot be normalized; use a larger batch")
+            self._require_several(x)
             if x.device.type == "cpu" and x.dim() > 3 and x.stride(0) == x.shape[2] * x.stride(2) > 0:
                 return apply(_ImageBatchNormFunction, x, self)
             return apply(_BatchNormFunction, x, weight, bias, (self._weight, self._bias), self)

@@ -128,7 +128,7 @@ class Conv(WeightedLayer):
 
     def __call__(self, x: Tensor, stacked: bool, training: bool) -> Tensor:
         """Return [K, B, C', H', W'] for [K, B, C, H, W] or [B, C, H, W]; without H for `nn.Conv1d`."""
-        bias, weight = self._bias, self._weight.value
+        bias, weight = self.bias, self.weight.value
         if not self._has_rows:
             x, weight = x.unsqueeze(-2), weight.unsqueeze(-2)
         unbatched = x.dim() - stacked == 3  # one image, [C, H, W], as torch allows
@@ -136,7 +136,7 @@ class Conv(WeightedLayer):
             x = x.unsqueeze(-4)
         if not stacked and self.groups > 1:  # the module's groups would mix the channels of different members
             x = x.expand(len(weight), *x.shape)
-        out = apply(_ConvFunction, x, weight, bias and bias.value, (self._weight, bias), self)
+        out = apply(_ConvFunction, x, weight, bias and bias.value, (self.weight, bias), self)
         out = out.squeeze(-4) if unbatched else out
         return out if self._has_rows else out.squeeze(-2)
 

@@ -64,10 +64,18 @@ class Dropout(StackedLayer):
             x = x.expand(len(self._rates), *x.shape)
         return self._drop(x) if self.drops(training) else x
 
+    def mask_of_units(self, x: Tensor) -> Tensor:
+        """Return the factors of an activation whose batch comes last, `x` [K, units, B] and contiguous."""
+        return self._mask(x.shape[1:], x)  # padding comes last: the own elements' numbers are the same
+
+    def scales(self, x: Tensor) -> Tensor:
+        """Return the members' factors of the elements that remain, [K, 1], in the type of `x`."""
+        return self._scales.to(x.device, x.dtype)
+
     def _drop(self, x: Tensor) -> Tensor:
         # Elements are numbered in their memory order, so that mask and activation have the same strides.
-        if x.dim() == 3 and x.stride(1) < x.stride(2):  # padding comes last: the own elements' numbers are the same
-            return x * self._mask((x.shape[2], x.shape[1]), x).transpose(1, 2)
+        if x.dim() == 3 and x.stride(1) < x.stride(2):
+            return x * self.mask_of_units(x.transpose(1, 2)).transpose(1, 2)
         return x * self._padded_mask(x.shape[1:], x)
 
     def _padded_mask(self, shape: Sequence[int], x: Tensor) -> Tensor:
@@ -90,7 +98,7 @@ class Dropout(StackedLayer):
         if self._counters.numel() * 4 < count or self._counters.device != x.device:
             self._counters = mixed_counters(count, x.device)
         # Move them to the device once: a copy in each step would make the device wait for the host.
-        self._thresholds, self._scales = self._thresholds.to(x.device), self._scales.to(x.device, x.dtype)
+        self._thresholds, self._scales = self._thresholds.to(x.device), self.scales(x)
         words = random_words(self._keys[members], count, self._counters)
         # Write the comparison into a float tensor: on a CPU, operations on booleans are several times as slow.
         mask = torch.empty(words.shape, dtype=x.dtype, device=x.device)

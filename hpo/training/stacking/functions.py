@@ -35,6 +35,9 @@ Values = dict[str, Any]
 Run = Callable[[Values, Tensor, bool], Any]
 """Computation of a node: (values of earlier nodes, examples, True in training) -> value of the node."""
 
+Step = tuple[str, Run, list[str]]
+"""Name of a node, its computation, and the nodes whose values are no longer needed afterwards."""
+
 
 def group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5

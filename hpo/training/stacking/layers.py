@@ -61,8 +61,8 @@ class WeightedLayer(StackedLayer):
 
     def bind(self, slots: dict[str, ParameterSlot]) -> None:
         """Store the slots of weight and bias."""
-        self._weight = slots[f"{self._name}.weight"]
-        self._bias = slots[f"{self._name}.bias"] if self._has_bias else None
+        self.weight = slots[f"{self._name}.weight"]
+        self.bias = slots[f"{self._name}.bias"] if self._has_bias else None
 
 
 class _LinearFunction(torch.autograd.Function):
@@ -128,10 +128,10 @@ class Linear(WeightedLayer):
 
     def __call__(self, x: Tensor, stacked: bool, training: bool) -> Tensor:
         """Return [K, ..., units] for [K, ..., features] or [..., features]."""
-        bias, between = self._bias, x.shape[stacked:-1]
+        bias, between = self.bias, x.shape[stacked:-1]
         rows = x if len(between) == 1 else x.reshape(*x.shape[:stacked], -1, x.shape[-1])
-        weight, in_rows = self._weight.value, len(between) > 1
-        out = apply(_LinearFunction, rows, weight, bias and bias.value, (self._weight, bias), in_rows)
+        weight, in_rows = self.weight.value, len(between) > 1
+        out = apply(_LinearFunction, rows, weight, bias and bias.value, (self.weight, bias), in_rows)
         return out if len(between) == 1 else out.reshape(len(out), *between, out.shape[-1])
 
 

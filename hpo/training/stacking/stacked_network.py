@@ -22,7 +22,7 @@ from hpo.training.stacking.attention import MultiheadAttention
 from hpo.training.stacking.batch_norm import BatchNorm
 from hpo.training.stacking.convolutions import Conv
 from hpo.training.stacking.dropout import ChannelDropout, Dropout
-from hpo.training.stacking.functions import Run, Values, memberwise, pooled, run_function
+from hpo.training.stacking.functions import Run, Step, Values, memberwise, pooled, run_function
 from hpo.training.stacking.in_place import require_not_read_later
 from hpo.training.stacking.layers import (
     VMAP_LAYERS,
@@ -34,6 +34,7 @@ from hpo.training.stacking.layers import (
     StackedLayer,
     VmapLayer,
 )
+from hpo.training.stacking.linear_chain import with_chains
 from hpo.training.stacking.parameter_blocks import ParameterBlocks
 from hpo.training.stacking.recurrent import GRU, LSTM
 from hpo.training.stacking.signature import layer_settings
@@ -161,10 +162,6 @@ class StackedNetwork:
             layer.bind(slots)
 
 
-Step = tuple[str, Run, list[str]]
-"""Name of a node, its computation, and the nodes whose values are no longer needed afterwards."""
-
-
 def _program(
     members: Sequence[nn.Module],
     traced: Traced,
@@ -204,7 +201,9 @@ def _program(
             stacked.add(node)
         free = [name for name, user in last_use.items() if user == node.name]
         steps.append((node.name, run, free))
-    return steps
+    if padding is not None and padding.differ_in_depth:  # a layer runs for some members only
+        return steps
+    return with_chains(steps, traced.graph, members[0], constructed, stacked)
 
 
 _ENDED = " ended"
