@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from hpo.errors import HpoError
 from hpo.training.allocator import reused_memory
 from hpo.training.device_data import DeviceSplit
+from hpo.training.devices import is_out_of_memory
 from hpo.training.grouping import stack_key
 from hpo.training.networks.builtin import build
 from hpo.training.networks.user_defined import in_type, load_values
@@ -47,7 +48,7 @@ from hpo.training.shapes.padding import Padding
 from hpo.training.shapes.template import NetworkShape, largest_network, largest_settings, network_shape
 from hpo.training.size import device_memory, measure_network, member_size, shape_key
 from hpo.training.stack import DTYPES, Member, MemberMetrics, MemberState, Stack
-from hpo.training.stacking.trace import TraceCache
+from hpo.training.stacking.trace import CannotStackError, TraceCache
 
 MIN_STEP_FLOPS_PER_THREAD = 100_000_000
 """Floating-point operations in a step from which a further thread pays: about a millisecond."""
@@ -294,14 +295,32 @@ def _make_stack(
     """Return a stack of members of one architecture, or of several `shapes` that are padded to one."""
     padding = None
     if len({tuple(each.tensors.items()) for each in shapes}) > 1:
-        settings = [member.config.network for member in members]
-        largest = largest_settings(settings)
-        template = in_type(largest_network(settings, split.shape, split.task.outputs), DTYPES[precision])
-        template = template.to(split.device)
-        padding = Padding([each.own_shape(largest) for each in shapes], template, settings[0].kind == "module")
+        padding, template = _padding(members, shapes, split, precision)
         modules = padding.modules(modules, template)
     found = traces(repr(_shape_key(members[0], modules[0]))) if traces is not None else None
     return Stack(members, modules, split.folds[fold], fold, stacked, found, padding)
+
+
+def _padding(
+    members: Sequence[Member], shapes: Sequence[NetworkShape], split: DeviceSplit, precision: str
+) -> tuple[Padding, nn.Module]:
+    """Return the padding of members of several shapes, and the network of the largest one, which they are padded to.
+
+    Raises CannotStackError where the largest arguments of user-defined modules make no network together.
+    """
+    settings = [member.config.network for member in members]
+    user_defined = settings[0].kind == "module"
+    largest = largest_settings(settings)
+    try:
+        template = in_type(largest_network(settings, split.shape, split.task.outputs), DTYPES[precision])
+    except Exception as error:
+        if not user_defined or is_out_of_memory(error):
+            raise
+        # The proof compares a few of the architectures at a time (hpo/training/grouping.py).
+        problem = f"{settings[0].module}: the largest arguments of these networks make none: {error}"
+        raise CannotStackError(problem) from error
+    template = template.to(split.device)
+    return Padding([each.own_shape(largest) for each in shapes], template, user_defined), template
 
 
 @contextmanager

@@ -234,6 +234,17 @@ class Split(nn.Module):
         return self.head(torch.cat([self.left(x), self.right(x)], 1))
 
 
+class Grouped(nn.Module):
+    def __init__(self, shape, classes, width=6, groups=1):
+        super().__init__()
+        if width % groups:
+            raise ValueError(f"{width} units are not {groups} equal groups")
+        self.units, self.head = nn.Linear(64, width), nn.Linear(width, classes)
+
+    def forward(self, x):
+        return self.head(self.units(x.flatten(1)).relu())
+
+
 class Largest(nn.Module):
     def __init__(self, shape, classes, width=6, sign=1):
         super().__init__()
@@ -302,3 +313,17 @@ def test_user_defined_networks_whose_padding_changes_a_result_train_apart(tmp_pa
     found, warnings = grouped(own(tmp_path, "Split", {"width": 4}, {"width": 5}))
     assert found == [[0], [1]]
     assert len(warnings) == 1
+
+
+def test_members_whose_largest_arguments_make_no_network_train_one_at_a_time(tmp_path: Path) -> None:
+    """The proof compares eight architectures at a time: the last one, and not the first one with three groups."""
+    widths = (9, 12, 15, 18, 21, 24, 27, 30, 31)
+    arguments = [{"width": 6, "groups": 3}, *({"width": width, "groups": 1} for width in widths)]
+    members = own(tmp_path, "Grouped", *arguments, epochs=1)
+    warnings: list[str] = []
+    trainer = Trainer(SPLIT, "float64", warnings.append)
+    assert [len(group) for group in trainer.groups(members)] == [10]
+    trained = [set(result.metrics) for result in trainer.train(members)]
+    assert trained == [{number} for number in range(10)]
+    problem = "the largest arguments of these networks make none: 31 units are not 3 equal groups"
+    assert warnings == [f"nets.py:Grouped: {problem}; these 10 trials train one at a time"]
