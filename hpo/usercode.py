@@ -258,7 +258,11 @@ def _is_user_code(file: str | None, folder: Path) -> bool:
 @functools.cache
 def _real(file: str) -> str:
     """Return the file's real path; cached, because each import of user code needs it for thousands of modules."""
-    return os.path.realpath(file)
+    real = os.path.join(_real_folder(os.path.dirname(file)), os.path.basename(file))
+    return os.path.realpath(real) if os.path.islink(real) else real
+
+
+_real_folder = functools.cache(os.path.realpath)  # modules are in few folders, and each part of a path is a system call
 
 
 def _is_below(path: str, folder: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hpo import usercode
 from hpo.errors import CodeError
 from hpo.usercode import find_code_folder, import_code, load_reference, one_line_error, user_traceback
 
@@ -204,3 +205,17 @@ def test_nothing_is_written_beside_the_users_files(tmp_path: Path) -> None:
     write(tmp_path, my_net="import helper\n", helper="")
     load_reference("my_net.py:helper", tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["helper.py", "my_net.py"]
+
+
+def test_a_file_is_user_code_where_its_links_lead(tmp_path: Path) -> None:
+    user, other = tmp_path.resolve() / "user", tmp_path.resolve() / "other"
+    for folder in (user, other):
+        folder.mkdir()
+        (folder / "net.py").touch()
+    (user / "link.py").symlink_to(other / "net.py")
+    (other / "link.py").symlink_to(user / "net.py")
+    (other / "folder").symlink_to(user)
+    inside = [user / "net.py", other / "link.py", other / "folder" / "net.py"]
+    outside = [other / "net.py", user / "link.py", other / "folder" / "link.py"]
+    assert all(usercode._is_user_code(str(each), user) for each in inside)
+    assert not any(usercode._is_user_code(str(each), user) for each in outside)
