@@ -21,13 +21,14 @@ def alternate(candidates: Mapping[str, Callable[[], object]], rounds: int, warm_
     """Call each candidate once a round, in an order that is reversed from round to round; return the seconds of each.
 
     A first round warms up and is not counted. A candidate that then took n times as long as the first one takes part in
-    each n-th round only: it would take most of the time.
+    each n-th round only, but in a quarter of the rounds at least: it would take most of the time.
     """
     seconds: Chunks = {name: [] for name in candidates}
     strides = dict.fromkeys(candidates, 1)
     if warm_up:
         took = {name: _timed(candidate) for name, candidate in candidates.items()}
-        strides = {name: max(1, int(each / next(iter(took.values())))) for name, each in took.items()}
+        first, most = next(iter(took.values())), max(1, rounds // 4)
+        strides = {name: min(most, max(1, int(each / first))) for name, each in took.items()}
     for number in range(rounds):
         for name in list(candidates)[:: -1 if number % 2 else 1]:
             if number % strides[name] == 0:
