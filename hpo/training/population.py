@@ -46,7 +46,7 @@ from hpo.training.networks.weights_file import State
 from hpo.training.shapes.division import divide
 from hpo.training.shapes.padding import Padding
 from hpo.training.shapes.template import NetworkShape, largest_network, largest_settings, network_shape
-from hpo.training.size import device_memory, measure_network, member_size, shape_key
+from hpo.training.size import device_memory, measure_network, member_size, network_size, shape_key
 from hpo.training.stack import DTYPES, Member, MemberMetrics, MemberState, Stack
 from hpo.training.stacking.trace import CannotStackError, TraceCache
 
@@ -241,8 +241,13 @@ def _make_stacks(
 
 def step_flops(member: Member, module: nn.Module, split: DeviceSplit) -> int:
     """Return the floating-point operations of one training step of a member with this module."""
+    settings = member.config.network
+    if settings.kind == "module":
+        size = measure_network(module, split.shape)
+    else:
+        size = network_size(settings, split.shape, split.task.outputs)
     # A multiplication and an addition each for the output, for its gradient and for the weight's gradient.
-    return 6 * measure_network(module, split.shape).products * member.config.training.batch_size
+    return 6 * size.products * member.config.training.batch_size
 
 
 def parallel_stacks(flops: int, members: int, device: torch.device) -> tuple[int, int]:
