@@ -25,7 +25,7 @@ from hpo.results.figures.importances import FEWEST, importances, parameter_impor
 from hpo.results.figures.kinds import KINDS, check_kinds, draw
 from hpo.results.figures.landscape import ALWAYS_DRAWN, landscape
 from hpo.results.figures.source import Source, read_source
-from hpo.results.figures.style import log_axis
+from hpo.results.figures.style import drawing_json, log_axis
 from hpo.storage import Storage
 
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
@@ -125,22 +125,27 @@ def test_a_study_that_is_scored_by_its_loss_shows_losses() -> None:
     assert "loss" in figure.layout.title.text
 
 
+def half_column(source: Source) -> dict[str, go.Figure]:
+    """Return the dashboard's figures as plotly's objects, which raise ValueError for an invalid property."""
+    return {kind: go.Figure(json.loads(drawing_json(each))) for kind, each in half_column_figures(source).items()}
+
+
 def test_half_a_column_has_four_frames_and_no_figure_that_the_page_has() -> None:
-    figures = half_column_figures(source(spread_out(30), SPACE))
+    figures = half_column(source(spread_out(30), SPACE))
     assert sorted(figures) == ["curves", "landscape"]
     assert len(texts(figures["curves"])) == 4
     legend, frame = figures["curves"].layout.legend, layout(figures["curves"])
     assert frame["xaxis"]["domain"][0] < legend.x < frame["xaxis"]["domain"][1]
     assert frame["yaxis"]["domain"][0] < legend.y < sum(frame["yaxis"]["domain"]) / 2  # low, as the curves rise
     assert all(figure.layout.height is None for figure in figures.values())
-    falling = half_column_figures(source(spread_out(30), SPACE, "val_loss"))["curves"]
+    falling = half_column(source(spread_out(30), SPACE, "val_loss"))["curves"]
     assert falling.layout.legend.y > sum(layout(falling)["yaxis"]["domain"]) / 2
 
 
 def test_titles_of_half_a_column_are_wrapped_without_the_name_of_the_study() -> None:
     long = "learning_rate_of_the_<last>_layer_&_its_friends", "weight_decay_of_everything_else_in_the_network"
     ended: list[Ended] = [(0.5, {long[0]: 1e-3, long[1]: 1e-5}, COMPLETE)]
-    figure = half_column_figures(source(ended, {long[0]: LR, long[1]: DECAY}, name="a <name>"))["landscape"]
+    figure = half_column(source(ended, {long[0]: LR, long[1]: DECAY}, name="a <name>"))["landscape"]
     lines = [html.unescape(line) for line in figure.layout.title.text.split("<br>")]
     assert " ".join(lines) == f"Validation accuracy by {' and '.join(each.replace('_', ' ') for each in long)}"
     assert max(map(len, lines)) <= 44
@@ -151,8 +156,8 @@ def test_titles_of_half_a_column_are_wrapped_without_the_name_of_the_study() -> 
 def test_half_a_column_leaves_out_reported_values_and_figures_without_data() -> None:
     reported = source(spread_out(3), SPACE)
     reported = replace(reported, curves={2: {"step": [1.0, 2.0], "value": [0.1, 0.2]}})
-    assert list(half_column_figures(reported)) == ["landscape"]
-    assert half_column_figures(source([(None, {}, FAIL)], {})) == {}
+    assert list(half_column(reported)) == ["landscape"]
+    assert half_column(source([(None, {}, FAIL)], {})) == {}
 
 
 def test_a_log_axis_has_labels_at_powers_of_ten_or_at_whole_numbers() -> None:

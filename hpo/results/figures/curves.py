@@ -20,8 +20,9 @@ from hpo.results.figures.style import (
     TRAINING_DASH,
     VALIDATION_DASH,
     VERMILLION,
-    message,
-    new_figure,
+    Drawing,
+    blank,
+    notice,
     plain,
     short,
 )
@@ -44,20 +45,26 @@ LINES = (("train", "training", VERMILLION, TRAINING_DASH), ("val", "validation",
 REPORTED = ((VALUE, "reported", BLUE, VALIDATION_DASH),)
 
 
-def curves(source: Source, columns: int = COLUMNS) -> go.Figure:
+def curves(source: Source) -> go.Figure:
+    """Return the grid of the best trials' learning curves."""
+    return go.Figure(draw_curves(source, COLUMNS))
+
+
+def draw_curves(source: Source, columns: int) -> Drawing:
     """Return the grid of the best trials' learning curves, with at most `columns` frames in a row."""
     reported = any(VALUE in curve for curve in source.curves.values())  # an objective's metric may have any name
     measure = source.metric.removeprefix("val_") if source.metric.startswith("val_") and not reported else None
     known = VALUE if measure is None else source.metric
     ranked = [trial for trial in source.best if source.curves.get(trial.number, {}).get(known)]
     if not ranked:
-        return message(f"{plain(source.name)}: learning curves", "No trial has completed with a learning curve.")
+        return notice(f"{plain(source.name)}: learning curves", "No trial has completed with a learning curve.")
     best = "the best trial" if len(ranked) == 1 else f"the {len(ranked)} best trials"
-    figure = new_figure(f"{plain(source.name)}: {plain(named(measure))} of {best}")
+    drawing = blank(f"{plain(source.name)}: {plain(named(measure))} of {best}")
     columns = min(columns, len(ranked))
     rows = math.ceil(len(ranked) / columns)
-    layout: dict[str, Any] = {"annotations": [], "height": FRAME_PIXELS + ROW_PIXELS * rows, "margin": {"t": 70}}
-    layout["title"] = {"y": 1, "yanchor": "top", "pad": {"t": 15}}
+    layout = drawing["layout"]
+    layout |= {"annotations": [], "height": FRAME_PIXELS + ROW_PIXELS * rows, "margin": {"t": 70}}
+    layout["title"] |= {"y": 1, "yanchor": "top", "pad": {"t": 15}}
     layout["legend"] = {
         "orientation": "h",
         "x": 1,
@@ -70,8 +77,8 @@ def curves(source: Source, columns: int = COLUMNS) -> go.Figure:
         layout |= _axes(index, len(ranked), columns, rows, measure)
         label = rank_label(index + 1, trial.number, source.metrics)
         layout["annotations"].append(_title(index, f"{label}: {score_text(source.metric, score(trial))}"))
-        figure.add_traces(_lines(index, trial, source, measure))
-    return figure.update_layout(layout)
+        drawing["data"] += _lines(index, trial, source, measure)
+    return drawing
 
 
 def named(measure: str | None) -> str:

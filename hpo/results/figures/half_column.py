@@ -10,13 +10,12 @@ import html
 import textwrap
 from dataclasses import replace
 
-import plotly.graph_objects as go
 from optuna.study import StudyDirection
 
-from hpo.results.figures.curves import curves
-from hpo.results.figures.landscape import landscape
+from hpo.results.figures.curves import draw_curves
+from hpo.results.figures.landscape import draw_landscape
 from hpo.results.figures.source import Source
-from hpo.results.figures.style import plain
+from hpo.results.figures.style import Drawing, plain
 from hpo.studyfile.objective import VALUE
 
 FRAMES, COLUMNS = 4, 2
@@ -29,7 +28,7 @@ INSET = 0.05
 """The space between a legend and its frame's edges, as a fraction of the frame's height."""
 
 
-def half_column_figures(source: Source) -> dict[str, go.Figure]:
+def half_column_figures(source: Source) -> dict[str, Drawing]:
     """Return the figures of a study for half a column, by kind: landscape, and learning curves of the best trials.
 
     A kind without data is left out, and so are reported values, which optuna-dashboard draws.
@@ -37,37 +36,44 @@ def half_column_figures(source: Source) -> dict[str, go.Figure]:
     drawn = {"landscape": _landscape(source)}
     if not any(VALUE in curve for curve in source.curves.values()):
         drawn["curves"] = _curves(source)
-    return {kind: _fitted(figure, source.name) for kind, figure in drawn.items() if figure.data}
+    return {kind: _fitted(drawing, source.name) for kind, drawing in drawn.items() if drawing["data"]}
 
 
-def _landscape(source: Source) -> go.Figure:
-    figure = landscape(source)
-    scale = {"thickness": 12, "tickfont": {"size": TICK_SIZE}, "title": {"font": {"size": LABEL_SIZE}}}
-    figure.update_traces(marker_colorbar=scale, selector={"name": "completed"})
-    return figure.update_layout(legend={"x": 0.02, "xanchor": "left", "y": 0.98, "yanchor": "top"})
+def _landscape(source: Source) -> Drawing:
+    drawing = draw_landscape(source)
+    for trace in drawing["data"]:
+        if bar := trace["marker"].get("colorbar"):
+            bar |= {"thickness": 12, "tickfont": {"size": TICK_SIZE}}
+            bar["title"]["font"] = {"size": LABEL_SIZE}
+    drawing["layout"]["legend"] = {"orientation": "h", "x": 0.02, "xanchor": "left", "y": 0.98, "yanchor": "top"}
+    return drawing
 
 
-def _curves(source: Source) -> go.Figure:
-    figure = curves(replace(source, best=source.best[:FRAMES]), COLUMNS)
-    if not figure.data:
-        return figure
+def _curves(source: Source) -> Drawing:
+    drawing = draw_curves(replace(source, best=source.best[:FRAMES]), COLUMNS)
+    if not drawing["data"]:
+        return drawing
+    layout = drawing["layout"]
     # in the first frame, on the side that rising or falling curves leave empty
     falls = source.directions[0] == StudyDirection.MINIMIZE
-    across, up = figure.layout.xaxis.domain, figure.layout.yaxis.domain
+    across, up = layout["xaxis"]["domain"], layout["yaxis"]["domain"]
     inset = INSET * (up[1] - up[0])
     y, side = (up[1] - inset, "top") if falls else (up[0] + inset, "bottom")
     place = {"yref": "paper", "x": across[1] - inset, "xanchor": "right", "y": y, "yanchor": side}
-    return figure.update_layout(legend={"orientation": "v", "font": {"size": TICK_SIZE}, **place})
+    layout["legend"] = {"orientation": "v", "font": {"size": TICK_SIZE}, **place}
+    return drawing
 
 
-def _fitted(figure: go.Figure, name: str) -> go.Figure:
-    """Return the figure with a wrapped title without the study's name; the page sets the height."""
-    text = figure.layout.title.text.removeprefix(f"{plain(name)}: ")
+def _fitted(drawing: Drawing, name: str) -> Drawing:
+    """Return the drawing with a wrapped title without the study's name; the page sets the height."""
+    layout = drawing["layout"]
+    layout.pop("height", None)
+    text = layout["title"]["text"].removeprefix(f"{plain(name)}: ")
     lines = [plain(line) for line in textwrap.wrap(html.unescape(text[:1].upper() + text[1:]), TITLE_CHARACTERS)]
-    figure.update_layout(
-        height=None,
-        title={"text": "<br>".join(lines), "font": {"size": TITLE_SIZE}, "y": 1, "yanchor": "top", "pad": {"t": 12}},
-        margin={"l": 10, "r": 10, "b": 10, "t": TOP + LINE * len(lines)},
-    )
-    figure.update_xaxes(tickfont_size=TICK_SIZE, title_font_size=LABEL_SIZE)
-    return figure.update_yaxes(tickfont_size=TICK_SIZE, title_font_size=LABEL_SIZE)
+    title = {"text": "<br>".join(lines), "font": {"size": TITLE_SIZE}, "y": 1, "yanchor": "top", "pad": {"t": 12}}
+    layout |= {"title": title, "margin": {"l": 10, "r": 10, "b": 10, "t": TOP + LINE * len(lines)}}
+    for key, axis in layout.items():
+        if key.startswith(("xaxis", "yaxis")):
+            axis["tickfont"] = {"size": TICK_SIZE}
+            axis["title"] = axis.get("title", {}) | {"font": {"size": LABEL_SIZE}}
+    return drawing

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.results.figures.importances import parameter_importances
 from hpo.results.figures.source import Source, label, lies_in, space, spread
-from hpo.results.figures.style import FAILED, PRUNED, SCALE, log_axis, message, new_figure, plain, short
+from hpo.results.figures.style import FAILED, PRUNED, SCALE, Drawing, blank, log_axis, notice, plain, short
 from hpo.results.ranking import score
 from hpo.text import join_and
 
@@ -35,15 +35,20 @@ MANY = 2000
 
 def landscape(source: Source) -> go.Figure:
     """Return the figure of the trials as points in the search space, coloured by score."""
+    return go.Figure(draw_landscape(source))
+
+
+def draw_landscape(source: Source) -> Drawing:
+    """Return the trials as points in the search space, coloured by score."""
     axes = _axes(source)
     if not axes:
-        return message(f"{plain(source.name)}: landscape", "No parameter is searched.")
+        return notice(f"{plain(source.name)}: landscape", "No parameter is searched.")
     within = {state: [trial for trial in source.ended(state) if lies_in(trial, axes)] for state in TrialState}
     ranked = sorted(within[TrialState.COMPLETE], key=score, reverse=source.maximized)
     completed = spread(ranked[::-1], source.limit, ranked[:ALWAYS_DRAWN])  # the best ones last, so that they are on top
     worst = score(ranked[-1]) if ranked else 0.0
     failed, pruned = (spread(within[state], source.limit) for state in (TrialState.FAIL, TrialState.PRUNED))
-    figure = new_figure(f"{plain(source.name)}: {plain(source.score)} by {_names(axes)}{_restriction(source, axes)}")
+    drawing = blank(f"{plain(source.name)}: {plain(source.score)} by {_names(axes)}{_restriction(source, axes)}")
     parts = [
         (failed, "failed", FAILED),
         (pruned, "pruned", PRUNED),
@@ -51,11 +56,15 @@ def landscape(source: Source) -> go.Figure:
     ]
     for trials, how, marker in parts:
         if trials:
-            figure.add_scatter(mode="markers", name=how, marker=marker, **_points(source, axes, trials, how, worst))
-    x, y = [_axis(name, each) for name, each in axes.items()] if len(axes) == 2 else [_axis(*axes.popitem()), {}]
-    figure.update_xaxes(x)
-    figure.update_yaxes(y or {"title": {"text": plain(source.score)}})
-    return figure.update_layout(legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.01, "yanchor": "bottom"})
+            points = _points(source, axes, trials, how, worst)
+            drawing["data"].append({"type": "scatter", "mode": "markers", "name": how, "marker": marker, **points})
+    x, *others = [_axis(name, each) for name, each in axes.items()]
+    drawing["layout"] |= {
+        "xaxis": x,
+        "yaxis": others[0] if others else {"title": {"text": plain(source.score)}},
+        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.01, "yanchor": "bottom"},
+    }
+    return drawing
 
 
 def _names(parameters: Iterable[str]) -> str:
@@ -90,7 +99,7 @@ def _points(
         columns.append(short(worst if how == "failed" else score(trial) for trial in trials))
     lines = [f"trial %{{text}}, {how}"]
     lines += [f"{plain(label(name))}: %{{{place}}}" for name, place in zip(axes, "xy", strict=False)]
-    points = {"x": columns[0], "y": columns[1], "text": [trial.number for trial in trials]}
+    points = {"x": columns[0], "y": columns[1], "text": [str(trial.number) for trial in trials]}
     if how == "completed":
         lines.append(f"{plain(source.score)}: %{{marker.color:.4f}}")
     elif how == "pruned":

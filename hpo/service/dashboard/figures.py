@@ -70,11 +70,12 @@ def update_figures(storage: Storage, which: str | int, fresh_s: float = 0.0) -> 
     if finished <= known or 0 <= time.time() - at < fresh_s:
         return False
 
-    from hpo.results.figures.half_column import half_column_figures  # imports plotly and Optuna's importances
+    from hpo.results.figures.half_column import half_column_figures  # imports Optuna's importances
     from hpo.results.figures.source import read_source
+    from hpo.results.figures.style import drawing_json
 
     source = read_source(storage, study.study_id, limit=POINTS)
-    figures = {f"{OWN}{kind}": figure.to_json() for kind, figure in half_column_figures(source).items()}
+    figures = {f"{OWN}{kind}": drawing_json(each) for kind, each in half_column_figures(source).items()}
     return save_figures(storage, study.study_id, figures, len(source.trials))
 
 
