@@ -6,11 +6,9 @@ after Ctrl-C and 143 after SIGTERM.
 
 from __future__ import annotations
 
-import atexit
 import codecs
 import errno
 import functools
-import gc
 import io
 import itertools
 import json
@@ -24,15 +22,12 @@ from typing import Any
 from typer.exceptions import TyperException
 from typer.main import get_command
 
-from hpo import stdout
+from hpo import garbage_collection, stdout
 from hpo.cli.app import app
 from hpo.errors import HpoError
 from hpo.text import printable
 
 DEFECT = "a defect in hpo; `hpo --debug` shows where"
-
-COLLECTION_THRESHOLD = 10_000
-"""New objects after which the garbage collector runs, instead of Python's 700."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the stream was closed, so nobody reads it
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open until the process ends
+    garbage_collection.delay()
+    if argv is None:
+        garbage_collection.begin_startup()
     status = _run(argv)
     if argv is None:
         stdout.redirect_to_stderr()  # the output is complete: what user code prints at exit must not follow it
@@ -47,7 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    _delay_garbage_collection()
     _escape_unencodable()
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     args = with_ray_address(args)
@@ -88,17 +85,6 @@ def _resource_message(error: Exception) -> str:
         case RuntimeError(args=("can't start new thread",)):
             return "no thread can be started: raise the limit with `ulimit -u`, or free some memory"
     return ""
-
-
-def _delay_garbage_collection() -> None:
-    """Run the garbage collector less often, and not at exit.
-
-    torch creates 250,000 objects that live until the process ends. Collecting them repeatedly during the import, and
-    one by one at exit, takes half the time of a short command.
-    """
-    gc.set_threshold(COLLECTION_THRESHOLD)
-    atexit.unregister(gc.freeze)
-    atexit.register(gc.freeze)
 
 
 def _escape_unencodable() -> None:

@@ -25,6 +25,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import HpoError, StudyClosedError, TrainingError
+from hpo.garbage_collection import end_startup
 from hpo.search.events import Event, Note, OthersEnded, Reason, TrialsFailed
 from hpo.storage import (
     ATTEMPTS,
@@ -153,6 +154,7 @@ class Search(ABC):
         """
         if self.stop.is_set():
             return False
+        end_startup()
         try:
             self._claim_trials()
             claimed = bool(self._running)

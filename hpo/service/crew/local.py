@@ -6,9 +6,7 @@ itself when the launch is gone. The storage's URL, which may contain a password,
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import gc
 import json
 import logging
 import multiprocessing
@@ -23,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Self
 
+from hpo import garbage_collection
 from hpo.errors import HpoError
 from hpo.search.events import Event, Note
 from hpo.service.worker import WorkerOptions, work
@@ -144,7 +143,7 @@ def _signal_name(number: int) -> str:
 
 def _work(url: str, options: WorkerOptions, messages: Connection) -> None:
     """Run a worker in its process."""
-    atexit.register(gc.freeze)  # exit without collecting torch's many objects
+    garbage_collection.delay()
     # Python forbids daemons to have child processes, but the user's objective function may start some, as a DataLoader.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     stop = threading.Event()
