@@ -73,7 +73,7 @@ def _fused_adam(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper
     members = zip(*(each.unbind() for each in (value, grad, *state)), settings, strict=True)
     steps = [torch.tensor(float(step))]
     for own, own_grad, mean, square, (lr, beta1, beta2, eps) in members:
-        lists = [own], [own_grad], [mean], [square], [], steps
+        lists: tuple[list[Tensor], ...] = [own], [own_grad], [mean], [square], [], steps
         torch._fused_adam_(
             *lists, lr=lr, beta1=beta1, beta2=beta2, weight_decay=0.0, eps=eps, amsgrad=False, maximize=False
         )

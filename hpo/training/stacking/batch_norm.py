@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,14 +61,14 @@ class _ImageBatchNormFunction(torch.autograd.Function):
         out, mean, scale = layer.normalize_images(images)
         ctx.save_for_backward(images, mean, scale)
         ctx.layer, ctx.members = layer, len(x)
-        return out.unflatten(1, (len(x), -1)).transpose(0, 1)
+        return torch.unflatten(out, 1, (len(x), -1)).transpose(0, 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         images, mean, scale = ctx.saved_tensors
         grad = grads[0].transpose(0, 1).flatten(1, 2)
         out = ctx.layer.normalize_images_backward(grad, images, mean, scale)
-        return out.unflatten(1, (ctx.members, -1)).transpose(0, 1), None
+        return torch.unflatten(out, 1, (ctx.members, -1)).transpose(0, 1), None
 
 
 class BatchNorm(StackedLayer):
@@ -138,8 +139,8 @@ class BatchNorm(StackedLayer):
         out, *found = torch.ops.aten.native_batch_norm_backward(
             grad, images, weight, None, None, mean, scale, True, self.eps, [True, True, True]
         )
-        for slot, value in zip((self._weight, self._bias), found, strict=True):
-            slot.write(lambda into, value=value: into.copy_(value.view_as(into)))
+        self._write_gradients(*found)
+        assert isinstance(out, Tensor)
         return out
 
     def normalized(self, x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,12 +170,13 @@ class BatchNorm(StackedLayer):
         out, *found = torch.ops.aten.native_group_norm_backward(
             grad, x, mean, scale, weight.view(-1), 1, rows, count, rows, [True, True, True]
         )
-        for slot, each in zip((self._weight, self._bias), found, strict=True):
-            of_members = each.view(x.shape[:2])
-            if factors is not None:
-                of_members.mul_(factors)
-            slot.write(lambda into, value=of_members: into.copy_(value))
-        return out.view(x.shape)
+        of_members = [each.view(x.shape[:2]) for each in found]
+        self._write_gradients(*(of_members if factors is None else (each.mul_(factors) for each in of_members)))
+        return torch.Tensor.view(out, x.shape)
+
+    def _write_gradients(self, weight: Tensor, bias: Tensor) -> None:
+        for slot, value in ((self._weight, weight), (self._bias, bias)):
+            slot.write(partial(_copy, value))
 
     def _require_several(self, x: Tensor) -> None:
         if x[0].numel() == self._mean.shape[1]:
@@ -198,6 +200,10 @@ class BatchNorm(StackedLayer):
         scale = weight * (self._variance + self.eps).rsqrt().view(shape)
         shift = bias - scale * self._mean.view(shape)
         return (_at_least_float32(x) * scale).add_(shift).to(x.dtype)
+
+
+def _copy(value: Tensor, into: Tensor) -> None:
+    into.copy_(value.view_as(into))
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class _ChainFunction(torch.autograd.Function):
         bias, norm = chain.linear.bias, chain.norm
         saved = [x, weight]
         if norm is not None:
-            out, *statistics = norm.normalized(product, bias and bias.value)
+            out, *statistics = norm.normalized(product, None if bias is None else bias.value)
             saved += [product, *statistics]
         else:
             out = product if bias is None else product.add_(bias.value.unsqueeze(-1))
