@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch_reference import assert_same, assert_trains_like_plain, seeded
+from torch_reference import Net, assert_same, assert_trains_like_plain, seeded
 
 from hpo.errors import HpoError
 from hpo.training.stacking.parameter_blocks import ParameterBlocks
@@ -384,3 +384,45 @@ def test_flatten_of_any_dimensions(start: int, end: int, shared: bool) -> None:
     out = StackedNetwork(modules, torch.float64)(x, training=True)
     for number, module in enumerate(modules):
         assert_same(out[number], module(x))
+
+
+def _added(net: Net, x: Tensor) -> Tensor:
+    h = net.first(x)
+    return net.head(net.norm(h) + h)
+
+
+def _called_twice(net: Net, x: Tensor) -> Tensor:
+    return net.head(net.norm(net.first(x)) + net.first(2 * x).sin())
+
+
+def _flat(net: Net, x: Tensor) -> Tensor:
+    return net.head(net.norm(net.first(x)).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("first", "norm", "forward", "shape", "is_0"),
+    [
+        (nn.Linear(5, 4), nn.BatchNorm1d(4), _flat, (5,), True),
+        (nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), _flat, (1, 2, 3), True),
+        (nn.Conv1d(1, 2, 2), nn.BatchNorm1d(2), _flat, (1, 3), True),
+        (nn.Linear(5, 2), nn.BatchNorm1d(2), _flat, (2, 5), False),  # one of each two numbers in its last dimension
+        (nn.Linear(5, 4), nn.BatchNorm1d(4), _added, (5,), False),
+        (nn.Linear(5, 4), nn.BatchNorm1d(4), _called_twice, (5,), False),
+        (nn.Linear(5, 4), nn.LayerNorm(4), _flat, (5,), False),
+    ],
+)
+def test_a_bias_that_only_batch_norm_reads_has_a_gradient_of_0(
+    first: nn.Module, norm: nn.Module, forward: Callable[[Net, Tensor], Tensor], shape: Sequence[int], is_0: bool
+) -> None:
+    """Exactly: Adam and Lion would make steps of the size of `lr` of its rounding errors."""
+    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(12, *shape, generator=generator), torch.randint(3, (12,), generator=generator)
+    head = nn.Linear(norm(first(x)).flatten(1).shape[1], 3)
+    modules = seeded(lambda: copy.deepcopy(Net(forward, first=first, norm=norm, head=head)))
+    assert_trains_like_plain(modules, x.double(), labels)
+    network = StackedNetwork([module.float() for module in modules])
+    for _ in range(2):
+        network.blocks.begin_step()
+        network(x, training=True).sin().sum().backward()
+        assert (network.blocks.slots["first.bias"].grad.count_nonzero() == 0) == is_0
+        assert network.blocks.slots["first.bias"].has_gradient

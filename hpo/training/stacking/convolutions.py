@@ -27,6 +27,7 @@ class _ConvFunction(torch.autograd.Function):
         bias: Tensor | None,
         slots: tuple[ParameterSlot, ParameterSlot | None],
         layer: Conv,
+        is_normalized: bool,
     ) -> Tensor:
         members, merged = len(weight), _can_merge(x)
         images, kernels = _split_members(x, merged), _split_members(weight, merged, channel=0)
@@ -35,7 +36,7 @@ class _ConvFunction(torch.autograd.Function):
             biases = _split_members(bias, merged, channel=0)
         ctx.save_for_backward(*images, *kernels)
         ctx.slots, ctx.shared, ctx.merged = slots, x.dim() == 4, merged
-        ctx.settings = layer.settings
+        ctx.settings, ctx.cancels = layer.settings, is_normalized
         ctx.groups = layer.groups * (members if merged and not ctx.shared else 1)
         settings: tuple[Any, Any, Any] = ctx.settings
         out = [
@@ -45,33 +46,36 @@ class _ConvFunction(torch.autograd.Function):
         return _join_members(out, members, merged)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:
         count = len(ctx.saved_tensors) // 2
         images, kernels = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         weight_slot, bias_slot = ctx.slots
         members, needs_input = len(weight_slot.value), ctx.needs_input_grad[0]
+        needs_bias = bias_slot is not None and not ctx.cancels
         found = [
             torch.ops.aten.convolution_backward(
                 grad,
                 image,
                 kernel,
-                [len(kernel)] if bias_slot is not None else None,
+                [len(kernel)] if needs_bias else None,
                 *ctx.settings,
                 False,
                 [0, 0],
                 ctx.groups,
-                [needs_input, True, bias_slot is not None],
+                [needs_input, True, needs_bias],
             )
             for grad, image, kernel in zip(_split_members(grads[0], ctx.merged), images, kernels, strict=True)
         ]
         weight_slot.write(lambda into: into.copy_(torch.cat([part[1] for part in found]).view_as(into)))
-        if bias_slot is not None:
+        if needs_bias:
             bias_slot.write(lambda into: into.copy_(torch.cat([part[2] for part in found]).view_as(into)))
+        elif bias_slot is not None:
+            bias_slot.write(Tensor.zero_)
         if not needs_input:
-            return None, None, None, None, None
+            return None, None, None, None, None, None
         if ctx.shared:
-            return found[0][0], None, None, None, None
-        return _join_members([part[0] for part in found], members, ctx.merged), None, None, None, None
+            return found[0][0], None, None, None, None, None
+        return _join_members([part[0] for part in found], members, ctx.merged), None, None, None, None, None
 
 
 def _can_merge(x: Tensor) -> bool:
@@ -136,7 +140,8 @@ class Conv(WeightedLayer):
             x = x.unsqueeze(-4)
         if not stacked and self.groups > 1:  # the module's groups would mix the channels of different members
             x = x.expand(len(weight), *x.shape)
-        out = apply(_ConvFunction, x, weight, bias and bias.value, (self.weight, bias), self)
+        is_normalized = self.is_normalized and not unbatched
+        out = apply(_ConvFunction, x, weight, bias and bias.value, (self.weight, bias), self, is_normalized)
         out = out.squeeze(-4) if unbatched else out
         return out if self._has_rows else out.squeeze(-2)
 

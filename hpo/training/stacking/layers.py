@@ -54,7 +54,13 @@ class StackedLayer:
 
 
 class WeightedLayer(StackedLayer):
-    """Base class of layers with a weight and an optional bias; `name` is the module's name in the network."""
+    """Base class of layers with a weight and an optional bias; `name` is the module's name in the network.
+
+    `is_normalized` says that only batch norms read the layer's output. They subtract its bias again, so the gradient of
+    the bias is 0. A sum would have rounding errors instead, which the updates of Adam and Lion would turn into steps.
+    """
+
+    is_normalized = False
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self._name, self._has_bias = name, module.bias is not None
@@ -80,9 +86,10 @@ class _LinearFunction(torch.autograd.Function):
         bias: Tensor | None,
         slots: tuple[ParameterSlot, ParameterSlot | None],
         in_rows: bool,
+        is_normalized: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.slots, ctx.in_rows = slots, in_rows
+        ctx.slots, ctx.in_rows, ctx.cancels = slots, in_rows, is_normalized and not in_rows
         members, units, features = weight.shape
         if in_rows:
             rows = x.expand(members, *x.shape) if x.dim() == 2 else x
@@ -99,7 +106,7 @@ class _LinearFunction(torch.autograd.Function):
         return out.transpose(1, 2)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:
         x, weight = ctx.saved_tensors
         weight_slot, bias_slot = ctx.slots
         members, units, features = weight.shape
@@ -110,14 +117,14 @@ class _LinearFunction(torch.autograd.Function):
         else:
             weight_slot.write(lambda into: torch.bmm(grad, x, out=into))
         if bias_slot is not None:
-            bias_slot.write(lambda into: torch.sum(grad, -1, out=into))
+            bias_slot.write(Tensor.zero_ if ctx.cancels else lambda into: torch.sum(grad, -1, out=into))
         input_grad = None
         if ctx.needs_input_grad[0]:
             if ctx.in_rows and x.dim() == 3:
                 input_grad = torch.bmm(grads[0], weight)
             else:
                 input_grad = torch.bmm(weight.transpose(1, 2), grad).transpose(1, 2)
-        return input_grad, None, None, None, None
+        return input_grad, None, None, None, None, None
 
 
 class Linear(WeightedLayer):
@@ -130,8 +137,8 @@ class Linear(WeightedLayer):
         """Return [K, ..., units] for [K, ..., features] or [..., features]."""
         bias, between = self.bias, x.shape[stacked:-1]
         rows = x if len(between) == 1 else x.reshape(*x.shape[:stacked], -1, x.shape[-1])
-        weight, in_rows = self.weight.value, len(between) > 1
-        out = apply(_LinearFunction, rows, weight, bias and bias.value, (self.weight, bias), in_rows)
+        weight, in_rows, slots = self.weight.value, len(between) > 1, (self.weight, bias)
+        out = apply(_LinearFunction, rows, weight, bias and bias.value, slots, in_rows, self.is_normalized)
         return out if len(between) == 1 else out.reshape(len(out), *between, out.shape[-1])
 
 

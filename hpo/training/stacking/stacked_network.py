@@ -33,6 +33,7 @@ from hpo.training.stacking.layers import (
     SequenceLayer,
     StackedLayer,
     VmapLayer,
+    WeightedLayer,
 )
 from hpo.training.stacking.linear_chain import with_chains
 from hpo.training.stacking.parameter_blocks import ParameterBlocks
@@ -292,6 +293,8 @@ def _layer(
         # A dropout layer called twice draws two masks; any other layer has one set of parameters and statistics.
         key = f"{target} at {node.name}" if kind in DROPOUT_LAYERS else target
         layer = constructed.setdefault(key, LAYERS[kind](target, modules))
+        if isinstance(layer, WeightedLayer):
+            layer.is_normalized = _is_normalized(node, roots[0])
         return lambda values, x, training: layer(values[name], is_stacked, training), True
     if kind in POOLING_LAYERS:
         dims = POOLING_LAYERS[kind]
@@ -303,6 +306,14 @@ def _layer(
         return lambda values, x, training: memberwise(module.forward, [values[name]]), False
     # Call forward, not the module: another thread may be tracing, which changes how all modules are called.
     return lambda values, x, training: module.forward(values[name]), False
+
+
+def _is_normalized(node: fx.Node, root: nn.Module) -> bool:
+    """Return whether only batch norms read the results of the layer that `node` calls, which others may call too."""
+    calls = (each for each in node.graph.nodes if (each.op, each.target) == (node.op, node.target))
+    users = [user for call in calls for user in call.users]
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+    return all(user.op == "call_module" and isinstance(root.get_submodule(str(user.target)), norms) for user in users)
 
 
 MAX_LSTM_UNITS = 16
