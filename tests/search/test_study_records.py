@@ -96,6 +96,7 @@ def test_a_changed_study_file_is_refused_with_its_differences(
 COSINE = {"optimizer": {"schedule": "cosine"}}
 MAYBE_COSINE = {"optimizer": {"schedule": {"choices": ["constant", "cosine"]}}}
 NOT_COSINE = {"optimizer": {"schedule": {"choices": ["constant", "step"]}}}
+ONECYCLE = {"optimizer": {"schedule": "onecycle"}}
 DEPENDS = "the cosine schedule (optimizer.schedule) depends on the number of epochs"
 
 
@@ -109,6 +110,7 @@ DEPENDS = "the cosine schedule (optimizer.schedule) depends on the number of epo
         ({}, {"training": {"epochs": 1}}, "training.epochs: 2 -> 1: --extend can only raise the number of epochs"),
         ({}, {"training": {"epochs": {"choices": [2, 3]}}}, "training.epochs: 2 -> { choices = [2, 3] }"),
         (COSINE, {**COSINE, "training": {"epochs": 3}}, f"training.epochs: 2 -> 3: {DEPENDS}"),
+        (ONECYCLE, {**ONECYCLE, "training": {"epochs": 3}}, "training.epochs: 2 -> 3: the onecycle schedule (opt"),
         (MAYBE_COSINE, {**MAYBE_COSINE, "training": {"epochs": 3}}, f"training.epochs: 2 -> 3: {DEPENDS}"),
         (MAYBE_COSINE, {**NOT_COSINE, "training": {"epochs": 3}}, f"training.epochs: 2 -> 3: {DEPENDS}"),
         ({}, {"training": {"precision": "float32"}}, "training.precision: 'float64' -> 'float32'"),

@@ -174,17 +174,6 @@ def test_mixup_and_cutout_in_other_precisions_and_unstacked(precision: str) -> N
         assert next(epochs).metrics[3]["train_loss"] == pytest.approx(exact[3][0]["train_loss"], rel=0.03)
 
 
-@pytest.mark.parametrize("kind", ["lion", "adam"])
-@pytest.mark.parametrize("network", [{}, {"kind": "cnn", "conv": [2], "kernel": 3}])
-def test_batch_norm_in_float32_leaves_no_steps_of_rounding_errors(kind: str, network: dict[str, Any]) -> None:
-    """A bias before batch norm has none: its steps would change the statistics, and with them the validation loss."""
-    given: dict[str, Any] = {"batch_norm": True, "epochs": 4, "lr": 0.02, "optimizer": {"kind": kind}, **network}
-    everyone = [member(number, config(dropout=number / 10, **given)) for number in range(4)]
-    together, _ = curves(everyone, SPLIT, "float32")
-    for one in everyone:
-        assert_same_curves(curves([one], SPLIT, "float32")[0][one.number], together[one.number], rtol=1e-4)
-
-
 NETS = """
 from torch import nn
 
