@@ -100,9 +100,9 @@ class Dropout(StackedLayer):
         # Move them to the device once: a copy in each step would make the device wait for the host.
         self._thresholds, self._scales = self._thresholds.to(x.device), self.scales(x)
         words = random_words(self._keys[members], count, self._counters)
-        # Write the comparison into a float tensor: on a CPU, operations on booleans are several times as slow.
-        mask = torch.empty(words.shape, dtype=x.dtype, device=x.device)
-        return torch.ge(words, self._thresholds[members], out=mask).mul_(self._scales[members]).view(-1, *shape)
+        # Compare in place, into integers: on a CPU, operations on booleans are several times as slow.
+        mask = words.ge_(self._thresholds[members]).to(x.dtype)
+        return mask.mul_(self._scales[members]).view(-1, *shape)
 
 
 class ChannelDropout(Dropout):
