@@ -278,9 +278,10 @@ def _require_memory(members: Sequence[Member], split: DeviceSplit, precision: st
     if members[0].config.network.kind != "module":
         sizes, least = dict[str, int](), 0
         for member in members:
-            key = f"{shape_key(member.config.network)} {member.config.optimizer.kind}"
+            config = member.config
+            key = f"{shape_key(config.network)} {config.optimizer.kind} {config.training.ema > 0}"
             if key not in sizes:
-                size = member_size(member.config, split.shape, split.task.outputs, precision, len(split.folds))
+                size = member_size(config, split.shape, split.task.outputs, precision, len(split.folds))
                 sizes[key] = size.least_bytes
             least += sizes[key]
         if least > device_memory(split.device):

@@ -7,6 +7,7 @@ studies too. With too few trials the figure is a message.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Sequence
 
 import optuna
@@ -17,6 +18,7 @@ from hpo.results.figures.source import Source, label, lies_in, space
 from hpo.results.figures.style import BLUE, message, new_figure, plain, short
 from hpo.results.ranking import score
 from hpo.search.sampling.in_memory_study import InMemoryStudy, in_memory_trial
+from hpo.training.global_locks import WARNINGS_LOCK
 
 BEST_FRACTION = 0.1
 FEWEST = 20
@@ -63,7 +65,10 @@ def parameter_importances(source: Source) -> dict[str, float] | str:
         params = {name: value for name, value in trial.params.items() if name in searched}
         mirror.put(in_memory_trial(number, TrialState.COMPLETE, params, searched, [score(trial)]))
     evaluator = PedAnovaImportanceEvaluator(target_quantile=BEST_FRACTION)
-    return get_param_importances(study, evaluator=evaluator, params=list(searched))
+    with WARNINGS_LOCK, warnings.catch_warnings():
+        # Of a value of a condition that few trials have: their parameter's importance is then uncertain.
+        warnings.filterwarnings("ignore", "Some regimes for parameter", UserWarning)
+        return get_param_importances(study, evaluator=evaluator, params=list(searched))
 
 
 def _no_importances(source: Source, searched: Collection[str], completed: Sequence[FrozenTrial]) -> str | None:
