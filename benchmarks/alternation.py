@@ -48,13 +48,13 @@ def table(title: str, seconds: Mapping[str, Sequence[float]], units: float, base
     A chunk has `units` units. The ratios are those of the means and of the minima.
     """
     ratios = f"{'times as fast: mean':>21}{'least':>7}"
-    yield f"{title:<36}{'chunks':>7}{'ms: mean':>10}{'least':>9}{'quartiles':>26}{ratios}"
+    yield f"{title:<38}{'chunks':>7}{'ms: mean':>10}{'least':>9}{'quartiles':>26}{ratios}"
     for name, chunks in seconds.items():
         ms = [1000 * each / units for each in chunks]
         quartiles = ", ".join(f"{each:.2f}" for each in (statistics.quantiles(ms, n=4) if len(ms) > 1 else ms * 3))
         means, minima = statistics.fmean(seconds[base]) / statistics.fmean(chunks), min(seconds[base]) / min(chunks)
         measured = f"{len(ms):>7}{statistics.fmean(ms):>10.2f}{min(ms):>9.2f}{quartiles:>26}"
-        yield f"{name:<36}{measured}{means:>21.2f}{minima:>7.2f}"
+        yield f"{name:<38}{measured}{means:>21.2f}{minima:>7.2f}"
 
 
 class Workers:

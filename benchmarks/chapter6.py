@@ -135,7 +135,8 @@ def compare_training(title: str, study: Study, split: DeviceSplit, rounds: int, 
                 lambda run: run(), products, chunksize=1
             )
         seconds = alternate(candidates, rounds)
-    print(*table(f"{title}, stacks of {' and '.join(map(str, sizes))}", seconds, POPULATION, PLAIN), sep="\n")
+    used = " and ".join(map(str, dict.fromkeys(sizes)))
+    print(*table(f"{title}, stacks of {used}", seconds, POPULATION, PLAIN), sep="\n")
     for precision in PRECISIONS:
         bound, measured = seconds[f"products, {precision}"], seconds[f"hpo, {precision}"]
         shares = f"{statistics.fmean(bound) / statistics.fmean(measured):.0%} (means), {min(bound) / min(measured):.0%}"
