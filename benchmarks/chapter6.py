@@ -46,6 +46,7 @@ from hpo.studyfile import Study, parse_study
 from hpo.training.choices import choose_stack_size
 from hpo.training.device_data import DeviceSplit, to_device
 from hpo.training.devices import has_bfloat16
+from hpo.training.grouping import stack_key
 from hpo.training.population import train
 from hpo.training.stack import Member
 from hpo.training.tasks.task import classification
@@ -126,7 +127,7 @@ def compare_training(title: str, study: Study, split: DeviceSplit, rounds: int, 
             if precision == "float32" or has_bfloat16(split.device):
                 size = choose_stack_size(members[0], POPULATION, split, precision).members
             sizes.append(size)
-            epochs = train(members, split, precision, stack_size=size)
+            epochs = train(members, split, precision, stack_sizes={stack_key(members[0].config): size})
             next(epochs)
             starts = range(0, POPULATION, size)
             products = [products_of_epoch(members[start : start + size], split, precision) for start in starts]

@@ -19,6 +19,7 @@ from alternation import alternate, table
 from chapter6 import POPULATION, cnn_study, find_images, random_images, study_of
 
 from hpo.training.device_data import to_device
+from hpo.training.grouping import stack_key
 from hpo.training.population import train
 from hpo.training.stack import Member
 from hpo.training.timing import with_tiny_lr
@@ -48,7 +49,8 @@ def main() -> None:
     members = [with_tiny_lr(Member(number, study.first_config, number)) for number in range(POPULATION)]
     largest = -(-POPULATION // given.cores)
     sizes = [size for size in (16, 8, 4, 2, 1) if size <= largest]
-    runs = {f"stacks of {size}": train(members, split, "float32", stack_size=size) for size in sizes}
+    key = stack_key(members[0].config)
+    runs = {f"stacks of {size}": train(members, split, "float32", stack_sizes={key: size}) for size in sizes}
     candidates = {name: lambda epochs=epochs: next(epochs) for name, epochs in runs.items()}
     base = next(iter(runs))
     print(f"{study.name}, {given.cores} cores, torch {torch.__version__}; ms a member-epoch")

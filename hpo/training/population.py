@@ -24,12 +24,13 @@ import multiprocessing
 import statistics
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from multiprocessing.pool import ThreadPool
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -97,7 +98,7 @@ def train(
     stacked: bool = True,
     spent_s: float = 0,
     traces: Callable[[str], TraceCache] | None = None,
-    stack_size: int | None = None,
+    stack_sizes: Mapping[str, int] = MappingProxyType({}),
 ) -> Generator[EpochResult, Collection[int], None]:
     """Train members of one group (see hpo/training/grouping.py), and yield an `EpochResult` per epoch.
 
@@ -109,16 +110,16 @@ def train(
 
     `precision` is a key of `DTYPES`. `timeout_s` limits the time of all epochs, in seconds, of which earlier
     populations of the members have taken `spent_s`. With `stacked` False, the one member's module runs unstacked.
-    `traces` returns the cache of an architecture's graph; without it, every stack is traced. `stack_size` limits the
-    members of a stack; without it, there is one stack a core, or more for several shapes. Members that cannot be
-    trained fail alone, where the population has other architectures.
+    `traces` returns the cache of an architecture's graph; without it, every stack is traced. `stack_sizes` has the most
+    members of a stack by `stack_key`; without it, there is one stack a core, or more for several shapes. Members that
+    cannot be trained fail alone, where the population has other architectures.
 
     Raises TrialTimeout for an epoch that ends, or hangs, after the timeout, CannotStackError for modules that cannot be
     stacked, and MemoryError for members that need more memory than the device has.
     """
     mixed = len({stack_key(member.config) for member in members}) > 1
     deadline = None if timeout_s is None else time.monotonic() + timeout_s - spent_s
-    folds, shapes, workers, threads = _make_stacks(members, split, precision, stacked, traces, stack_size)
+    folds, shapes, workers, threads = _make_stacks(members, split, precision, stacked, traces, stack_sizes)
     stacks_at_first = len(folds[0])
     with reused_memory(), _parallel_epochs(workers, threads) as run:
         for epoch in range(members[0].epoch + 1, members[0].config.training.epochs + 1):
@@ -200,7 +201,7 @@ def _make_stacks(
     precision: str,
     stacked: bool,
     traces: Callable[[str], TraceCache] | None,
-    stack_size: int | None,
+    stack_sizes: Mapping[str, int],
 ) -> tuple[Folds, int, int, int]:
     """Return each fold's stacks, the number of different networks, the stacks trained at a time, and their threads."""
     _require_memory(members, split, precision)
@@ -221,8 +222,8 @@ def _make_stacks(
         parts = divide([stack_key(member.config) for member in members], shapes, batch_sizes, count)
     else:
         parts = _cut(range(len(members)), count)
-    if stack_size is not None:
-        parts = [piece for part in parts for piece in _cut(part, -(-len(part) // stack_size))]
+    sizes = [stack_sizes.get(stack_key(members[part[0]].config), len(part)) for part in parts]
+    parts = [piece for part, size in zip(parts, sizes, strict=True) for piece in _cut(part, -(-len(part) // size))]
     for fold, of_fold in enumerate(modules):
         for member, module in zip(members, of_fold, strict=True):
             in_type(module, DTYPES[precision])

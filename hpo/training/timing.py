@@ -16,6 +16,7 @@ import torch
 
 from hpo.training.device_data import DeviceSplit
 from hpo.training.devices import is_out_of_memory
+from hpo.training.grouping import stack_key
 from hpo.training.population import EpochResult, train
 from hpo.training.stack import Member
 
@@ -59,11 +60,12 @@ def start(
 ) -> Run:
     """Return a run of the members on a few examples, after one epoch that warms up. Arguments: see `population.train`.
 
-    The members start anew, without their states.
+    The members start anew, without their states. `stack_size` is the most members of each stack.
     """
     few = _few_examples(split, STEPS * members[0].config.training.batch_size)
     stable = [with_tiny_lr(member) for member in members]
-    run = Run(train(stable, few, precision, timeout_s, stacked, stack_size=stack_size), split.device, len(members))
+    sizes = {stack_key(each.config): stack_size for each in stable} if stack_size is not None else {}
+    run = Run(train(stable, few, precision, timeout_s, stacked, stack_sizes=sizes), split.device, len(members))
     run.time_epoch()
     return run
 

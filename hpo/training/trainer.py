@@ -20,7 +20,7 @@ from hpo.training.choices import choose_stack_size, pays
 from hpo.training.device_data import DeviceSplit, steps_per_epoch
 from hpo.training.devices import is_out_of_memory
 from hpo.training.early_stopping import has_stopped_improving
-from hpo.training.grouping import Grouping, shared_settings
+from hpo.training.grouping import Grouping, shared_settings, stack_key
 from hpo.training.networks.weights_file import State
 from hpo.training.population import EpochResult, train
 from hpo.training.size import count_parameters, shape_key
@@ -68,7 +68,7 @@ class Trainer:
     ) -> None:
         self._split, self._auto, self._warn, self._timeout_s = split, auto_precision, warn, timeout_s
         self._apart, self._note = apart, note
-        self._stack_sizes: dict[str, int] = {}  # group -> largest number of members of a stack
+        self._stack_sizes: dict[str, int] = {}  # group and stack key -> most members of a stack
         self._max_members: int | None = None
         self._parameters: dict[str, int] = {}
         self._splits = (split, *others)
@@ -127,8 +127,8 @@ class Trainer:
             def traces(architecture: str) -> TraceCache:
                 return self._traces_of(f"{group} {architecture}")
 
-            size = self._stack_size(members, split, used) if stacked else None
-            yield from train(members, split, used, self._timeout_s, stacked, spent_s, traces, size)
+            sizes = self._fastest_sizes(members, split, used) if stacked else {}
+            yield from train(members, split, used, self._timeout_s, stacked, spent_s, traces, sizes)
             return
         except CannotStackError as error:  # these members cannot be stacked, although two such modules could
             if len(members) == 1 or members[0].config.network.kind != "module":
@@ -205,27 +205,28 @@ class Trainer:
                 reasons = dict.fromkeys((member.number for member in part), str(error))
                 yield EpochResult(part[0].epoch + 1, {}, reasons, lambda numbers: {}, lambda numbers: {})
 
-    def _stack_size(self, members: Sequence[Member], split: DeviceSplit, precision: str) -> int | None:
-        """Return the size of the fastest stacks of a group, measured with its first population whose training is long.
+    def _fastest_sizes(self, members: Sequence[Member], split: DeviceSplit, precision: str) -> dict[str, int]:
+        """Return the most members of a stack, by `stack_key`: measured once, with members whose training is long.
 
-        None where nothing was measured: on a GPU, which has one stack, and with `apart`, where the trials' times are
-        results.
+        Nothing is measured on a GPU, which has one stack, nor with `apart`, where the trials' times are results.
         """
-        group = self._grouping.key(members[0])
-        if group not in self._stack_sizes:
-            steps = sum(
-                (each.config.training.epochs - each.epoch)
-                * steps_per_epoch(len(split.train), each.config.training.batch_size)
-                for each in members
-            )
-            if split.device.type != "cpu" or self._apart or len(members) == 1 or not pays(2 * len(members), steps):
-                return None
-            chosen = choose_stack_size(members[0], len(members), split, precision, self._timeout_s)
-            self._stack_sizes[group] = chosen.members
-            if chosen.slower:
-                size = f"stacks of {chosen.members} trials" if chosen.members > 1 else "trials one at a time"
-                self._note(f"{size}: {chosen.speedup:.2f} times as fast as stacks of {chosen.slower} here")
-        return self._stack_sizes[group]
+        if split.device.type != "cpu" or self._apart:
+            return {}
+        found: dict[str, int] = {}
+        by_key: dict[str, list[Member]] = {}
+        for member in members:
+            by_key.setdefault(stack_key(member.config), []).append(member)
+        for key, alike in by_key.items():
+            group = f"{self._grouping.key(alike[0])} {key}"
+            if group not in self._stack_sizes and len(alike) > 1 and pays(2 * len(alike), _steps(alike, split)):
+                chosen = choose_stack_size(alike[0], len(alike), split, precision, self._timeout_s)
+                self._stack_sizes[group] = chosen.members
+                if chosen.slower:
+                    size = f"stacks of {chosen.members} trials" if chosen.members > 1 else "trials one at a time"
+                    self._note(f"{size}: {chosen.speedup:.2f} times as fast as stacks of {chosen.slower} here")
+            if group in self._stack_sizes:
+                found[key] = self._stack_sizes[group]
+        return found
 
     def _traces_of(self, architecture: str) -> TraceCache:
         """Return the cache of an architecture's graph; drop the one used longest ago where there are too many."""
@@ -278,6 +279,12 @@ class Trainer:
                         _raise_if_stopped(stop)
                     result = _send(epochs, ended)
         return outcomes
+
+
+def _steps(members: Sequence[Member], split: DeviceSplit) -> int:
+    """Return the training steps that are left to members, in all."""
+    settings = [(each.config.training, each.epoch) for each in members]
+    return sum((each.epochs - epoch) * steps_per_epoch(len(split.train), each.batch_size) for each, epoch in settings)
 
 
 def _record(result: EpochResult, outcomes: dict[int, Outcome], ended: Collection[int]) -> dict[int, Outcome]:

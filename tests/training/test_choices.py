@@ -20,7 +20,9 @@ from hpo.training.choices import (
     choose_stack_size,
     time_ways,
 )
+from hpo.training.grouping import stack_key
 from hpo.training.population import train
+from hpo.training.stack import Member
 from hpo.training.timing import Run
 from hpo.training.trainer import Trainer
 
@@ -92,8 +94,9 @@ def test_stacks_grow_until_they_are_slower(
     """`step_s` has the seconds of a member's epoch by the size of its stack; each pair of chunks is equal work."""
 
     def seconds(arguments: dict[str, Any], number: int) -> float:
-        assert len(arguments["members"]) == 2 * arguments["stack_size"], "two cores"
-        return step_s[arguments["stack_size"]] * len(arguments["members"])
+        (size,) = arguments["stack_sizes"].values()
+        assert len(arguments["members"]) == 2 * size, "two cores"
+        return step_s[size] * len(arguments["members"])
 
     set_seconds(seconds, monkeypatch)
     monkeypatch.setattr("hpo.training.population.MIN_STEP_FLOPS_PER_THREAD", 1)
@@ -104,7 +107,7 @@ def test_stacks_grow_until_they_are_slower(
 
 def test_a_size_that_does_not_fit_into_memory_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     def seconds(arguments: dict[str, Any], number: int) -> float:
-        if arguments["stack_size"] > 2:
+        if max(arguments["stack_sizes"].values()) > 2:
             raise MemoryError
         return 1.0
 
@@ -119,7 +122,8 @@ def test_the_size_of_stacks_changes_no_result(size: int) -> None:
 
     def curves(stack_size: int | None) -> dict[int, list[dict[str, float]]]:
         found: dict[int, list[dict[str, float]]] = {each.number: [] for each in members}
-        epochs = train(members, SPLIT, "float64", stack_size=stack_size)
+        sizes = {} if stack_size is None else {stack_key(each.config): stack_size for each in members}
+        epochs = train(members, SPLIT, "float64", stack_sizes=sizes)
         result = next(epochs)
         assert stack_size is None or result.stacks >= 9 / stack_size
         while result is not None:
@@ -137,19 +141,20 @@ def test_the_size_of_stacks_changes_no_result(size: int) -> None:
         assert_same_curves(other[number], curve, rtol=1e-9)
 
 
-def test_a_long_training_measures_its_stacks_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    measured: list[int] = []
+def test_a_long_training_measures_the_stacks_of_each_kind_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[tuple[bool, int]] = []
 
-    def choose(one: Any, population: int, *more: Any) -> StackSize:
-        measured.append(population)
-        return StackSize(2, 6, 1.25, 3)
+    def choose(one: Member, population: int, *more: Any) -> StackSize:
+        measured.append((one.config.network.batch_norm, population))
+        return StackSize(2, 6, 1.25, 3) if one.config.network.batch_norm else StackSize(6, 6)
 
     monkeypatch.setattr(trainer_module, "choose_stack_size", choose)
     notes: list[str] = []
     trainer = Trainer(SPLIT, "float64", pytest.fail, note=notes.append)
-    members = [member(n, config(**LONG)) for n in range(6)]
-    stacks = [next(trainer.train(part)).stacks for part in (members, members[:4])]
-    assert (measured, stacks) == ([6], [3, 2])
+    members = [member(n, config(batch_norm=n > 5, **LONG)) for n in range(12)]
+    stacks = [next(trainer.train(part)).stacks for part in (members, members[3:9])]
+    assert measured == [(False, 6), (True, 6)]
+    assert stacks == [1 + 3, 1 + 2]
     assert notes == ["stacks of 2 trials: 1.25 times as fast as stacks of 3 here"]
 
 
