@@ -330,6 +330,19 @@ def test_convolutions_write_the_channels_of_a_pixel_side_by_side(channels: int) 
     assert out.stride() == (4, 12 * 36, 1, 12 * 6, 12)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_batch_norm_of_images(channels: int) -> None:
+    """With one channel, the members' parameters are not side by side in their block."""
+
+    def make() -> nn.Module:
+        norm = nn.BatchNorm2d(channels, eps=0.01, momentum=0.3)
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        nn.init.uniform_(norm.bias, -1, 1)
+        return nn.Sequential(nn.Conv2d(1, channels, 2), norm, nn.Flatten(), nn.Linear(9 * channels, 3))
+
+    assert_trains_like_plain(seeded(make), random_input((5, 1, 4, 4)), torch.arange(5) % 3)
+
+
 class Pooled(nn.Module):
     """A convolution, then the function `then` of its output and the layers."""
 

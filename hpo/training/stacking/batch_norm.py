@@ -129,13 +129,13 @@ class BatchNorm(StackedLayer):
         Updates the running statistics.
         """
         self._batches.add_(1)
-        weight, bias = (_at_least_float32(slot.value).flatten() for slot in (self._weight, self._bias))
+        weight, bias = (_at_least_float32(slot.value).contiguous().view(-1) for slot in (self._weight, self._bias))
         statistics = self._mean.view(-1), self._variance.view(-1)
         return torch.native_batch_norm(images, weight, bias, *statistics, True, self._momentum, self.eps)
 
     def normalize_images_backward(self, grad: Tensor, images: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         """Return the gradient of the images, and write those of weight and bias."""
-        weight = _at_least_float32(self._weight.value).flatten()
+        weight = _at_least_float32(self._weight.value).contiguous().view(-1)
         out, *found = torch.ops.aten.native_batch_norm_backward(
             grad, images, weight, None, None, mean, scale, True, self.eps, [True, True, True]
         )
