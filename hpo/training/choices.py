@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 from hpo.errors import HpoError
 from hpo.training.device_data import DeviceSplit
-from hpo.training.networks.builtin import build
 from hpo.training.population import parallel_stacks, step_flops
 from hpo.training.stack import Member
 from hpo.training.timing import STEPS, Run, Way, fitting, start, time_alternately, unless_too_large
@@ -79,8 +78,7 @@ def choose_stack_size(
     Stacks are doubled until that makes them slower. Copies of the member train, one stack a core: see
     `population.train` for `precision`, `timeout_s` and errors. A size that does not fit into memory is not chosen.
     """
-    module = build(member.config.network, split.shape, split.task.outputs, member.seed).to(split.device)
-    cores, _ = parallel_stacks(population * step_flops(member, module, split), population, split.device)
+    cores, _ = parallel_stacks(population * step_flops(member, split), population, split.device)
 
     def begin(size: int) -> Run:
         copies = [replace(member, number=number) for number in range(cores * size)]

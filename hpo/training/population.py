@@ -211,7 +211,7 @@ def _make_stacks(
     ]
     keys = [_shape_key(member, module) for member, module in zip(members, modules[0], strict=True)]
     firsts = {key: keys.index(key) for key in keys}
-    flops = {key: step_flops(members[i], modules[0][i], split) for key, i in firsts.items()}
+    flops = {key: step_flops(members[i], split, modules[0][i]) for key, i in firsts.items()}
     count, threads = parallel_stacks(sum(flops[key] for key in keys), len(members), split.device)
     shapes: list[NetworkShape] = []
     parts: Sequence[Sequence[int]]
@@ -240,10 +240,13 @@ def _make_stacks(
     return folds, len(firsts), count, threads
 
 
-def step_flops(member: Member, module: nn.Module, split: DeviceSplit) -> int:
-    """Return the floating-point operations of one training step of a member with this module."""
+def step_flops(member: Member, split: DeviceSplit, module: nn.Module | None = None) -> int:
+    """Return the floating-point operations of a member's training step.
+
+    A user-defined network is measured with `module`, which is constructed without it.
+    """
     settings = member.config.network
-    if settings.kind == "module":
+    if settings.kind == "module" and module is not None:
         size = measure_network(module, split.shape)
     else:
         size = network_size(settings, split.shape, split.task.outputs)

@@ -90,32 +90,21 @@ class _LinearFunction(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.slots, ctx.in_rows, ctx.cancels = slots, in_rows, is_normalized and not in_rows
-        members, units, features = weight.shape
         if in_rows:
-            rows = x.expand(members, *x.shape) if x.dim() == 2 else x
+            rows = x.expand(len(weight), *x.shape) if x.dim() == 2 else x
             transposed = weight.transpose(1, 2)
             return torch.bmm(rows, transposed) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, transposed)
-        if x.dim() == 2:  # shared: one GEMM for all members
-            out = (weight.view(members * units, features) @ x.t()).view(members, units, -1)
-            if bias is not None:
-                out.add_(bias.unsqueeze(-1))
-        elif bias is not None:
-            out = torch.baddbmm(bias.unsqueeze(-1), weight, x.transpose(1, 2))
-        else:
-            out = torch.bmm(weight, x.transpose(1, 2))
-        return out.transpose(1, 2)
+        if bias is not None and x.dim() == 3:
+            return torch.baddbmm(bias.unsqueeze(-1), weight, x.transpose(1, 2)).transpose(1, 2)
+        out = linear_product(x, weight)
+        return (out if bias is None else out.add_(bias.unsqueeze(-1))).transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:
         x, weight = ctx.saved_tensors
         weight_slot, bias_slot = ctx.slots
-        members, units, features = weight.shape
         grad = grads[0].transpose(1, 2)  # [K, units, B]
-        if x.dim() == 2:
-            flat = grad.reshape(members * units, -1)
-            weight_slot.write(lambda into: torch.mm(flat, x, out=into.view(members * units, features)))
-        else:
-            weight_slot.write(lambda into: torch.bmm(grad, x, out=into))
+        write_weight_gradient(weight_slot, grad, x)
         if bias_slot is not None:
             bias_slot.write(Tensor.zero_ if ctx.cancels else lambda into: torch.sum(grad, -1, out=into))
         input_grad = None
@@ -125,6 +114,21 @@ class _LinearFunction(torch.autograd.Function):
             else:
                 input_grad = torch.bmm(weight.transpose(1, 2), grad).transpose(1, 2)
         return input_grad, None, None, None, None, None
+
+
+def linear_product(x: Tensor, weight: Tensor) -> Tensor:
+    """Return the products [K, units, B] of `x`, [K, B, features] or [B, features], and weights [K, units, features]."""
+    if x.dim() == 3:
+        return torch.bmm(weight, x.transpose(1, 2))
+    return torch.unflatten(weight.flatten(0, 1) @ x.t(), 0, weight.shape[:2])  # shared: one GEMM for all members
+
+
+def write_weight_gradient(slot: ParameterSlot, grad: Tensor, x: Tensor) -> None:
+    """Write the gradient of a linear layer's weights, for that of its output [K, units, B] and its input `x`."""
+    if x.dim() == 3:
+        slot.write(lambda into: torch.bmm(grad, x, out=into))
+    else:
+        slot.write(lambda into: torch.mm(grad.flatten(0, 1), x, out=into.view(-1, into.shape[-1])))
 
 
 class Linear(WeightedLayer):

@@ -20,22 +20,19 @@ from torch import Tensor, fx, nn
 from hpo.training.stacking.batch_norm import BatchNorm
 from hpo.training.stacking.dropout import Dropout
 from hpo.training.stacking.functions import Run, Step, Values
-from hpo.training.stacking.layers import Linear, StackedLayer, apply
+from hpo.training.stacking.layers import Linear, StackedLayer, apply, linear_product, write_weight_gradient
+from hpo.training.stacking.trace import called
 
 RELUS = (nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 """Layers, functions and methods that compute ReLU."""
 
 
 class _ChainFunction(torch.autograd.Function):
-    """A chain of K members, [K, B, features] or [B, features] -> [K, B, units]. `mask` has the factors of dropout."""
+    """A chain of K members, [K, B, features] or [B, features] -> [K, B, units]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, chain: LinearChain) -> Tensor:
-        members, units, features = weight.shape
-        if x.dim() == 2:  # shared: one GEMM for all members
-            product = (weight.view(members * units, features) @ x.t()).view(members, units, -1)
-        else:
-            product = torch.bmm(weight, x.transpose(1, 2))
+        product = linear_product(x, weight)
         bias, norm = chain.linear.bias, chain.norm
         saved = [x, weight]
         if norm is not None:
@@ -54,15 +51,16 @@ class _ChainFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
         x, weight, *normalized, out = ctx.saved_tensors
-        chain, (members, units, features) = ctx.chain, weight.shape
-        weight_slot, bias_slot = chain.linear.weight, chain.linear.bias
+        chain: LinearChain = ctx.chain
+        bias_slot = chain.linear.bias
         grad, scales = grads[0].transpose(1, 2).contiguous(), None  # [K, units, B]
         if chain.relu:  # an output is 0 where dropout dropped it, too
             grad = torch.ops.aten.threshold_backward(grad, out, 0)
         if chain.dropout is not None and chain.dropout.drops(training=True):
             scales = chain.dropout.scales(out)
         if chain.norm is not None:
-            grad = chain.norm.normalized_backward(grad, *normalized, scales)
+            product, mean, scale = normalized
+            grad = chain.norm.normalized_backward(grad, product, mean, scale, scales)
             if bias_slot is not None:
                 bias_slot.write(torch.Tensor.zero_)
         else:
@@ -70,11 +68,7 @@ class _ChainFunction(torch.autograd.Function):
                 grad.mul_(scales.unsqueeze(-1))
             if bias_slot is not None:
                 bias_slot.write(lambda into: torch.sum(grad, -1, out=into))
-        if x.dim() == 2:
-            flat = grad.view(members * units, -1)
-            weight_slot.write(lambda into: torch.mm(flat, x, out=into.view(members * units, features)))
-        else:
-            weight_slot.write(lambda into: torch.bmm(grad, x, out=into))
+        write_weight_gradient(chain.linear.weight, grad, x)
         if not ctx.needs_input_grad[0]:
             return None, None, None
         return torch.bmm(weight.transpose(1, 2), grad).transpose(1, 2), None, None
@@ -112,7 +106,7 @@ def with_chains(
     """
     found = {step[0]: step for step in steps}
     for node in graph.nodes:
-        if node.op == "call_module" and type(root.get_submodule(str(node.target))) is nn.Linear:
+        if called(node, root) is nn.Linear:
             chain, nodes = _find_chain(node, root, layers)
             (source,), parts = node.all_input_nodes, [found.pop(each.name) for each in nodes[1:]]
             _, run, free = found[node.name]
@@ -143,7 +137,7 @@ def _find_chain(first: fx.Node, root: nn.Module, layers: dict[str, StackedLayer]
     def follows(kinds: tuple[Any, ...]) -> bool:
         """Return whether a node of these kinds alone reads the last node, and add it to the chain."""
         users = list(nodes[-1].users)
-        if len(users) != 1 or users[0].all_input_nodes != nodes[-1:] or _kind(users[0], root) not in kinds:
+        if len(users) != 1 or users[0].all_input_nodes != nodes[-1:] or called(users[0], root) not in kinds:
             return False
         nodes.append(users[0])
         return True
@@ -158,8 +152,3 @@ def _find_chain(first: fx.Node, root: nn.Module, layers: dict[str, StackedLayer]
     assert norm is None or isinstance(norm, BatchNorm)
     assert dropout is None or isinstance(dropout, Dropout)
     return LinearChain(linear, norm, relu, dropout), nodes
-
-
-def _kind(node: fx.Node, root: nn.Module) -> Any:
-    """Return the class of the layer that a node calls, or the function or the method's name."""
-    return type(root.get_submodule(str(node.target))) if node.op == "call_module" else node.target

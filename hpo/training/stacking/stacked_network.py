@@ -47,7 +47,7 @@ from hpo.training.stacking.supported import (
     POOLING_LAYERS,
     SEQUENCE_LAYERS,
 )
-from hpo.training.stacking.trace import TraceCache, Traced, equal, is_metadata, require, trace
+from hpo.training.stacking.trace import TraceCache, Traced, called, equal, is_metadata, require, trace
 
 LAYERS: dict[type[nn.Module], Callable[[str, Sequence[Any]], StackedLayer]] = {
     nn.Linear: Linear,
@@ -312,8 +312,7 @@ def _is_normalized(node: fx.Node, root: nn.Module) -> bool:
     """Return whether only batch norms read the results of the layer that `node` calls, which others may call too."""
     calls = (each for each in node.graph.nodes if (each.op, each.target) == (node.op, node.target))
     users = [user for call in calls for user in call.users]
-    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
-    return all(user.op == "call_module" and isinstance(root.get_submodule(str(user.target)), norms) for user in users)
+    return all(called(user, root) in (nn.BatchNorm1d, nn.BatchNorm2d) for user in users)
 
 
 MAX_LSTM_UNITS = 16

@@ -150,6 +150,11 @@ def is_metadata(node: fx.Node) -> bool:
     return node.target in METADATA_ARITHMETIC and all(is_metadata(used) for used in node.all_input_nodes)
 
 
+def called(node: fx.Node, root: nn.Module) -> Any:
+    """Return the class of the layer that a node calls, or its target: a function, or a method's name."""
+    return type(root.get_submodule(str(node.target))) if node.op == "call_module" else node.target
+
+
 class _Proxy(fx.Proxy):
     """Records `x += y` as an in-place operation: torch.fx alone records `x = x + y`, which is wrong if x has views."""
 
@@ -264,20 +269,20 @@ def _pool_before_relu(graph: fx.Graph, root: nn.Module) -> None:
 def _is_relu(node: fx.Node, root: nn.Module) -> bool:
     """Return whether the node is a ReLU that does not work in place."""
     if node.op == "call_module":
-        layer = root.get_submodule(str(node.target))
-        return type(layer) is nn.ReLU and not layer.inplace
-    is_function = node.op == "call_function" and node.target in (F.relu, torch.relu)
-    return is_function and not any(node.args[1:]) and not node.kwargs.get("inplace")
+        in_place = getattr(root.get_submodule(str(node.target)), "inplace", False)
+    else:
+        in_place = any(node.args[1:]) or node.kwargs.get("inplace")
+    return called(node, root) in (nn.ReLU, F.relu, torch.relu) and not in_place
 
 
 def _is_max_pooling(node: fx.Node, root: nn.Module) -> bool:
     """Return whether the node is a max pooling of one tensor that returns no indices."""
     if node.op == "call_module":
-        layer = root.get_submodule(str(node.target))
-        return type(layer) in (nn.MaxPool1d, nn.MaxPool2d) and not layer.return_indices
-    functions = F.max_pool1d, F.max_pool2d, torch.max_pool1d, torch.max_pool2d
-    plain = node.op == "call_function" and node.target in functions and not node.kwargs.get("return_indices")
-    return plain and len(node.all_input_nodes) == 1
+        indices = getattr(root.get_submodule(str(node.target)), "return_indices", False)
+    else:
+        indices = node.kwargs.get("return_indices")
+    kinds = (nn.MaxPool1d, nn.MaxPool2d, F.max_pool1d, F.max_pool2d, torch.max_pool1d, torch.max_pool2d)
+    return called(node, root) in kinds and not indices and len(node.all_input_nodes) == 1
 
 
 @contextmanager
