@@ -17,6 +17,7 @@ from torch_reference import (
     curves,
     made_images,
     member,
+    muon_in_float64,
     plain_curve,
     seeded,
     torch_optimizer,
@@ -64,10 +65,12 @@ def members(network: dict[str, Any], kind: str = "sgd", **training: Any) -> list
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_member_has_the_curve_of_plain_torch(kind: str) -> None:
     everyone = members(MLP, kind)
-    ours, failed = curves(everyone, SPLIT)
-    assert not failed
-    for one in everyone:
-        assert_same_curves(ours[one.number], plain_curve(one, SPLIT), rtol=1e-7)
+    # In bfloat16, a batch of products and single ones round differently on processors with its instructions.
+    with muon_in_float64():
+        ours, failed = curves(everyone, SPLIT)
+        assert not failed
+        for one in everyone:
+            assert_same_curves(ours[one.number], plain_curve(one, SPLIT), rtol=1e-7)
 
 
 @pytest.mark.parametrize("network", [MLP, CNN], ids=["mlp", "cnn"])
