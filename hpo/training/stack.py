@@ -207,9 +207,9 @@ class Stack:
         own = MemberExamples(self._settings_of, self._seeds, epoch, batches) if self._own_examples else None
         self._optimizer.begin_epoch(epoch, self._training.epochs, len(batches))
         totals = torch.zeros(task.sums, len(self.numbers), dtype=self._sum_type, device=device)
-        for step, batch in enumerate(batches):
-            for layer, dropout in enumerate(dropouts):
-                dropout.set_keys(keys[step, layer])
+        for step, (batch, of_step) in enumerate(zip(batches, keys.unbind(), strict=True)):
+            for dropout, of_layer in zip(dropouts, of_step.unbind(), strict=True):
+                dropout.set_keys(of_layer)
             network.blocks.begin_step()
             examples = augmented(batch)
             if own is None:

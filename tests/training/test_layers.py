@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch_reference import Net, assert_same, assert_trains_like_plain, seeded
 
 from hpo.errors import HpoError
+from hpo.training.stacking.batch_norm import MAX_RECORDED
 from hpo.training.stacking.parameter_blocks import ParameterBlocks
 from hpo.training.stacking.stacked_network import LAYERS, StackedNetwork
 from hpo.training.stacking.supported import ELEMENTWISE_LAYERS
@@ -229,15 +230,24 @@ def test_batch_norm_raises_for_wrong_dimensions_as_torch_does(kind: type[nn.Modu
         network(torch.zeros(2, 1, 3, 3), training=True)
 
 
-def test_batch_norm_counts_batches_and_stores_the_unbiased_variance() -> None:
-    layer = LAYERS[nn.BatchNorm1d]("it", [nn.BatchNorm1d(1)])
-    blocks = ParameterBlocks({"it.weight": torch.ones(1, 1), "it.bias": torch.zeros(1, 1)}, torch.float32)
-    layer.bind(blocks.slots)
-    layer(torch.tensor([[[1.0], [3.0]]]), True, training=True)  # mean 2, variance 1 (biased), 2 (unbiased)
-    buffers = layer.buffers()
-    assert buffers["it.running_mean"].item() == pytest.approx(0.2)
-    assert buffers["it.running_var"].item() == pytest.approx(0.9 + 0.2)
-    assert buffers["it.num_batches_tracked"].tolist() == [1]
+@pytest.mark.parametrize("momentum", [0.1, 0.7, 1.0])
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d])
+def test_batch_norm_has_torchs_statistics_after_any_number_of_batches(kind: type[nn.Module], momentum: float) -> None:
+    modules = seeded(lambda: kind(3, momentum=momentum))
+    layer = LAYERS[kind]("norm", modules)
+    values = {f"norm.{n}": torch.stack([getattr(m, n).detach() for m in modules]) for n in ("weight", "bias")}
+    layer.bind(ParameterBlocks(values, torch.float64).slots)
+    rest = (3, 2, 2) if kind is nn.BatchNorm2d else (3,)
+    generator = torch.Generator().manual_seed(0)
+    for batch in range(2 * MAX_RECORDED + 3):
+        x = torch.randn(len(modules), 2 + batch % 3, *rest, generator=generator, dtype=torch.float64)
+        if batch % 5 == 0 and kind is nn.BatchNorm2d:  # the memory order of a convolution's output
+            x = x.permute(1, 3, 4, 0, 2).contiguous().permute(3, 0, 4, 1, 2)
+        layer(x, True, training=True)
+        for module, own in zip(modules, x, strict=True):
+            module(own)
+    for name, value in layer.buffers().items():
+        torch.testing.assert_close(value, torch.stack([m.state_dict()[name.removeprefix("norm.")] for m in modules]))
 
 
 def test_batch_norm_raises_for_one_value_as_torch_does() -> None:

@@ -107,6 +107,7 @@ class Optimizer:
         }
         clips = [math.inf if each.clip is None else each.clip for each in settings]
         self._clips = self._column(clips) if min(clips) < math.inf else None
+        self._decays = any(each.weight_decay for each in settings)
         self._scheduled = any(map(is_scheduled, settings))
         self._rates: list[Tensor] = []  # learning rates of the epoch's remaining steps, the last step first
 
@@ -146,9 +147,9 @@ class Optimizer:
             if factors is not None:
                 grad.mul_(factors)
             of_part = others if part.hidden is None else hyper
-            if part.decayed and decoupled:
+            if part.decayed and self._decays and decoupled:
                 part.master.mul_(1 - of_part["lr"] * of_part["weight_decay"])
-            elif part.decayed:
+            elif part.decayed and self._decays:
                 grad.addcmul_(part.master, hyper["weight_decay"])
             if part.hidden is not None:
                 muon(part.master, grad, part.state, of_part, part.hidden)

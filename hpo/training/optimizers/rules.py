@@ -28,16 +28,16 @@ OptimizerState = list[Tensor]
 
 
 def _sgd(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
-    value.addcmul_(grad, -hyper["lr"])
+    value.addcmul_(grad, hyper["lr"], value=-1)
 
 
 def _momentum(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
-    value.addcmul_(state[0].mul_(hyper["momentum"]).add_(grad), -hyper["lr"])
+    value.addcmul_(state[0].mul_(hyper["momentum"]).add_(grad), hyper["lr"], value=-1)
 
 
 def _nesterov(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
     state[0].mul_(hyper["momentum"]).add_(grad)
-    value.addcmul_(grad.addcmul_(state[0], hyper["momentum"]), -hyper["lr"])
+    value.addcmul_(grad.addcmul_(state[0], hyper["momentum"]), hyper["lr"], value=-1)
 
 
 def _adagrad(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
@@ -82,7 +82,7 @@ def _fused_adam(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper
 def _lion(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
     """Apply Lion (X. Chen et al., "Symbolic Discovery of Optimization Algorithms", NeurIPS 2023, Algorithm 2)."""
     beta1, beta2, momentum = hyper["beta1"], hyper["beta2"], state[0]
-    value.addcmul_((momentum * beta1).addcmul_(grad, 1 - beta1).sign_(), -hyper["lr"])
+    value.addcmul_((momentum * beta1).addcmul_(grad, 1 - beta1).sign_(), hyper["lr"], value=-1)
     momentum.mul_(beta2).addcmul_(grad, 1 - beta2)
 
 

@@ -14,6 +14,9 @@ from hpo.training.stacking.layers import StackedLayer, apply
 from hpo.training.stacking.parameter_blocks import ParameterSlot
 from hpo.training.stacking.trace import require
 
+MAX_RECORDED = 32
+"""Batches whose statistics are kept until the running statistics are updated."""
+
 
 class _BatchNormFunction(torch.autograd.Function):
     """Batch norm in training (S. Ioffe, C. Szegedy, "Batch Normalization", ICML 2015), [K, B, C, ...] to the same."""
@@ -27,8 +30,8 @@ class _BatchNormFunction(torch.autograd.Function):
         mean = x32.sum(dims, keepdim=True).div_(count)
         centred = x32 - mean
         variance = torch.linalg.vector_norm(centred, dim=dims, keepdim=True).square_().div_(count)
-        layer.update_statistics(mean, variance, count)
         scale = variance.add_(layer.eps).rsqrt_()
+        layer.record_statistics(mean, scale, count)
         ctx.save_for_backward(centred, scale, weight)
         ctx.slots, ctx.dims, ctx.count = slots, dims, count
         out: Tensor = (centred * (scale * weight)).add_(bias).to(x.dtype)
@@ -90,6 +93,7 @@ class BatchNorm(StackedLayer):
         self._mean = torch.stack([m.running_mean for m in modules])  # type: ignore[misc]
         self._variance = torch.stack([m.running_var for m in modules])  # type: ignore[misc]
         self._batches = torch.stack([m.num_batches_tracked for m in modules])  # type: ignore[misc]
+        self._recorded: list[tuple[Tensor, Tensor, int]] = []
 
     def bind(self, slots: dict[str, ParameterSlot]) -> None:
         """Store the slots of weight and bias."""
@@ -99,11 +103,13 @@ class BatchNorm(StackedLayer):
 
     def select(self, members: Tensor) -> None:
         """Reduce the running statistics to these members."""
+        self._update_statistics()
         self._mean, self._variance = self._mean[members], self._variance[members]
         self._batches = self._batches[members]
 
     def buffers(self) -> dict[str, Tensor]:
         """Return the running statistics, [K, C] and [K], by their names in the module's state."""
+        self._update_statistics()
         return {
             f"{self._name}.running_mean": self._mean,
             f"{self._name}.running_var": self._variance,
@@ -114,20 +120,39 @@ class BatchNorm(StackedLayer):
         """Return the dimensions that the statistics are computed over: all but member and channel."""
         return [1, *range(3, x.dim())]
 
-    def update_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Update the running statistics with those of a batch of `count` values per channel.
+    def record_statistics(self, mean: Tensor, scale: Tensor, count: int) -> None:
+        """Record a batch's means and inverse deviations, K x C values each, for the running statistics.
 
-        As in torch, the running variance is the unbiased one.
+        `count` is the number of values per channel. Nothing reads the running statistics between training steps, so
+        they are updated for several batches at once: a dozen operations each time cost more than these batches' norms.
         """
-        self._mean.lerp_(mean.view_as(self._mean), self._momentum)
-        self._variance.lerp_(variance.view_as(self._variance) * (count / (count - 1)), self._momentum)
-        self._batches.add_(1)
+        self._recorded.append((mean, scale, count))
+        if len(self._recorded) == MAX_RECORDED:
+            self._update_statistics()
+
+    def _update_statistics(self) -> None:
+        """Update the running statistics with the recorded batches. As in torch, the running variance is unbiased."""
+        if not self._recorded:
+            return
+        means, scales, counts = zip(*self._recorded, strict=True)
+        self._recorded = []
+        keep, batches = 1 - self._momentum, len(counts)
+        weights = self._mean.new_tensor([self._momentum * keep ** (batches - 1 - batch) for batch in range(batches)])
+        unbiased = weights * weights.new_tensor([count / (count - 1) for count in counts])
+        variances = torch.stack(scales).square_().reciprocal_().sub_(self.eps).clamp_(min=0)
+        for running, of_batches, factors in (
+            (self._mean, torch.stack(means), weights),
+            (self._variance, variances, unbiased),
+        ):
+            running.view(-1).addmv_(of_batches.view(batches, -1).t(), factors, beta=keep**batches)
+        self._batches.add_(batches)
 
     def normalize_images(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the output for images [B, K x C, ...] in training, and their means and inverse deviations, [K x C].
 
         Updates the running statistics.
         """
+        self._update_statistics()  # of batches in another memory order
         self._batches.add_(1)
         weight, bias = (_at_least_float32(slot.value).contiguous().view(-1) for slot in (self._weight, self._bias))
         statistics = self._mean.view(-1), self._variance.view(-1)
@@ -143,43 +168,44 @@ class BatchNorm(StackedLayer):
         assert isinstance(out, Tensor)
         return out
 
-    def normalized(self, x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the output in training for `x` [K, C, B], contiguous, then the mean and scale of each row of `x`.
+    def normalized(self, x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the output in training for `x` [K, C, B], contiguous, then what `normalized_backward` needs.
 
-        A row is a group of torch's group norm, which computes it in one pass. `shift` [K, C] is what `x` lacks of its
-        mean: a bias before.
+        A row of `x` is a group of torch's group norm, which computes it in one pass. `shift` [K, C] is what `x` lacks
+        of its mean: a bias before.
         """
         self._require_several(x)
         count, rows = x.shape[2], x.shape[0] * x.shape[1]
-        weight, bias = (_at_least_float32(each.value).contiguous() for each in (self._weight, self._bias))
-        out, mean, scale = torch.native_group_norm(x, weight.view(-1), bias.view(-1), 1, rows, count, rows, self.eps)
-        full_mean = mean.view(x.shape[:2]) if shift is None else mean.view(x.shape[:2]) + shift
-        self.update_statistics(full_mean, scale.square().reciprocal_().sub_(self.eps).clamp_(min=0), count)
-        return out, mean, scale
+        weight, bias = (_at_least_float32(each.value).contiguous().view(-1) for each in (self._weight, self._bias))
+        out, mean, scale = torch.native_group_norm(x, weight, bias, 1, rows, count, rows, self.eps)
+        self.record_statistics(mean if shift is None else mean.view(shift.shape) + shift, scale, count)
+        return out, mean, scale, weight
 
     def normalized_backward(
-        self, grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor, factors: Tensor | None
+        self, grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, factors: Tensor | None
     ) -> Tensor:
         """Write the parameters' gradients and return that of `x`, for the results of `normalized`.
 
         `grad` [K, C, B], contiguous, is the output's gradient without the `factors` [K, 1] of the members.
         """
         count, rows = x.shape[2], x.shape[0] * x.shape[1]
-        weight = _at_least_float32(self._weight.value)
-        weight = weight.contiguous() if factors is None else weight * factors
+        if factors is not None:
+            weight = (weight.view(x.shape[:2]) * factors).view(-1)
         out, *found = torch.ops.aten.native_group_norm_backward(
-            grad, x, mean, scale, weight.view(-1), 1, rows, count, rows, [True, True, True]
+            grad, x, mean, scale, weight, 1, rows, count, rows, [True, True, True]
         )
-        of_members = [each.view(x.shape[:2]) for each in found]
-        self._write_gradients(*(of_members if factors is None else (each.mul_(factors) for each in of_members)))
-        return torch.Tensor.view(out, x.shape)
+        if factors is not None:
+            found = [each.view(x.shape[:2]).mul_(factors) for each in found]
+        self._write_gradients(*found)
+        assert isinstance(out, Tensor)
+        return out
 
     def _write_gradients(self, weight: Tensor, bias: Tensor) -> None:
         for slot, value in ((self._weight, weight), (self._bias, bias)):
             slot.write(partial(_copy, value))
 
     def _require_several(self, x: Tensor) -> None:
-        if x[0].numel() == self._mean.shape[1]:
+        if x.numel() == self._mean.numel():
             raise HpoError(f"layer '{self._name}': a batch of one value cannot be normalized; use a larger batch")
 
     def __call__(self, x: Tensor, stacked: bool, training: bool) -> Tensor:
@@ -197,6 +223,7 @@ class BatchNorm(StackedLayer):
             if x.device.type == "cpu" and x.dim() > 3 and x.stride(0) == x.shape[2] * x.stride(2) > 0:
                 return apply(_ImageBatchNormFunction, x, self)
             return apply(_BatchNormFunction, x, weight, bias, (self._weight, self._bias), self)
+        self._update_statistics()
         scale = weight * (self._variance + self.eps).rsqrt().view(shape)
         shift = bias - scale * self._mean.view(shape)
         return (_at_least_float32(x) * scale).add_(shift).to(x.dtype)

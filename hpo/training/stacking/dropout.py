@@ -56,7 +56,8 @@ class Dropout(StackedLayer):
 
     def set_keys(self, keys: Tensor) -> None:
         """Set the keys of the next step's masks, [K, 1] int64."""
-        self._keys = keys[: len(self._rates)]  # the first members may be all that have this layer
+        if self._drops_any:
+            self._keys = keys[: len(self._rates)]  # the first members may be all that have this layer
 
     def __call__(self, x: Tensor, stacked: bool, training: bool) -> Tensor:
         """Return [K, B, ...] for [K, B, ...] or [B, ...]."""
@@ -91,7 +92,7 @@ class Dropout(StackedLayer):
             start = end
         return mask
 
-    def _mask(self, shape: Sequence[int], x: Tensor, members: slice = slice(None)) -> Tensor:
+    def _mask(self, shape: Sequence[int], x: Tensor, members: slice | None = None) -> Tensor:
         """Return factors [K, *shape], of the type of `x`: 0 to drop an element, else 1 / (1 - rate)."""
         assert self._keys is not None, "call set_keys before a training step"
         count = math.prod(shape)
@@ -99,10 +100,11 @@ class Dropout(StackedLayer):
             self._counters = mixed_counters(count, x.device)
         # Move them to the device once: a copy in each step would make the device wait for the host.
         self._thresholds, self._scales = self._thresholds.to(x.device), self.scales(x)
-        words = random_words(self._keys[members], count, self._counters)
+        of_all = self._keys, self._thresholds, self._scales
+        keys, thresholds, scales = of_all if members is None else (each[members] for each in of_all)
+        words = random_words(keys, count, self._counters)
         # Compare in place, into integers: on a CPU, operations on booleans are several times as slow.
-        mask = words.ge_(self._thresholds[members]).to(x.dtype)
-        return mask.mul_(self._scales[members]).view(-1, *shape)
+        return words.ge_(thresholds).to(x.dtype).mul_(scales).view(-1, *shape)
 
 
 class ChannelDropout(Dropout):

@@ -59,8 +59,8 @@ class _ChainFunction(torch.autograd.Function):
         if chain.dropout is not None and chain.dropout.drops(training=True):
             scales = chain.dropout.scales(out)
         if chain.norm is not None:
-            product, mean, scale = normalized
-            grad = chain.norm.normalized_backward(grad, product, mean, scale, scales)
+            product, mean, scale, norm_weight = normalized
+            grad = chain.norm.normalized_backward(grad, product, mean, scale, norm_weight, scales)
             if bias_slot is not None:
                 bias_slot.write(torch.Tensor.zero_)
         else:
