@@ -18,7 +18,8 @@ import torch
 from hpo.data import Split, load_split, load_splits
 from hpo.errors import CodeError, HpoError, SettingError
 from hpo.search.points import trial_seed, trial_split
-from hpo.search.sampling.samplers import PRECISION, check_search
+from hpo.search.sampling.pruners import choose_pruner
+from hpo.search.sampling.samplers import DO_NOT_LEARN, PRECISION, check_search
 from hpo.search.space import Values, config_of
 from hpo.search.study_records import CODE, check_code, check_data, user_attrs_of
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study
@@ -170,8 +171,16 @@ def _plan_networks(study: Study, device: str) -> NetworkPlan:
         problem = f"a network of {size.parameters:,} parameters needs at least {needs} to train, and {where} has {has}"
         raise study.error("network", problem)
     largest = 1 if study.search.population == "auto" and not stacked else study.search.population
-    population = population_size(largest, study.search.trials, size.member_bytes, where)
+    independent = _are_independent(study)
+    population = population_size(largest, study.search.trials, size.member_bytes, where, independent)
     return NetworkPlan(where, split, config, size, population, stacked, code, tuple(others))
+
+
+def _are_independent(study: Study) -> bool:
+    """Return whether no trial depends on the results of others, nor the number of trials on time or results."""
+    search = study.search
+    ends_early = search.patience is not None or search.timeout is not None
+    return search.sampler in DO_NOT_LEARN and choose_pruner(study).name == "none" and not ends_early
 
 
 def member_of(study: Study, number: int, config: Config, seed: int | None = None) -> Member:

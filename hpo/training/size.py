@@ -25,6 +25,9 @@ from hpo.training.stacking.supported import SEQUENCE_LAYERS
 MAX_AUTO_POPULATION = {"cpu": 32, "cuda": 256, "mps": 64}
 """Device type -> number of members from which a larger population is no faster (CPU caches; a fully occupied GPU)."""
 
+MEMBERS_PER_CORE = 16
+"""Number of members a core from which a larger population of independent trials is no faster."""
+
 MEMORY_FRACTION = 0.25
 """Fraction of the device's memory that `population = "auto"` uses."""
 
@@ -136,16 +139,23 @@ def measure_network(network: nn.Module, shape: Shape) -> NetworkSize:
     return NetworkSize(sum(parameter.numel() for parameter in parameters), sum(activations), sum(products))
 
 
-def population_size(setting: int | str, trials: int, member_bytes: int, device: torch.device) -> int:
+def population_size(
+    setting: int | str, trials: int, member_bytes: int, device: torch.device, independent: bool = False
+) -> int:
     """Return the largest number of members of a population; `setting` is the study's `search.population`.
 
-    "auto" means at most a quarter of the trials, so that the sampler learns between populations, and no more members
-    than pay and fit on the device.
+    "auto" means no more members than pay and fit on the device. Unless the trials are `independent`, these are at most
+    a quarter of the trials, so that the sampler learns between populations.
     """
     if not isinstance(setting, str):
         return setting
     fits = int(device_memory(device) * MEMORY_FRACTION) // member_bytes
-    return max(1, min(-(-trials // 4), MAX_AUTO_POPULATION[device.type], fits))
+    most = MAX_AUTO_POPULATION[device.type]
+    if not independent:
+        trials = -(-trials // 4)
+    elif device.type == "cpu":
+        most = max(most, MEMBERS_PER_CORE * torch.get_num_threads())
+    return max(1, min(trials, most, fits))
 
 
 def frozen_memory() -> int:

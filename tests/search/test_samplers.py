@@ -25,6 +25,7 @@ from tiny import (
 
 from hpo.errors import StudyFileError
 from hpo.search.events import Note, StudyEnded
+from hpo.search.plan import plan
 from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.sampling.samplers import check_search
 from hpo.storage import Storage
@@ -102,6 +103,22 @@ def test_random_trials_and_curves_are_the_same_in_every_population_size(new_stor
     assert are_close(curves(trials_of_8), curves(trials_of_32))
     assert are_close(curves(trials_of_1), curves(trials_of_8)[:5])
     assert [trial.user_attrs["seed"] for trial in trials_of_8] == [trial.user_attrs["seed"] for trial in trials_of_32]
+
+
+@pytest.mark.parametrize(
+    ("changes", "members"),
+    [
+        ({"sampler": "random"}, 12),
+        ({"sampler": "qmc", "pruner": "none"}, 12),
+        ({"sampler": "grid"}, 12),
+        ({"sampler": "tpe"}, 3),
+        ({"sampler": "random", "pruner": "median"}, 3),
+        ({"sampler": "random", "patience": 5}, 3),
+        ({"sampler": "random", "timeout": 60.0}, 3),
+    ],
+)
+def test_only_trials_that_depend_on_no_other_are_one_population(changes: dict[str, Any], members: int) -> None:
+    assert plan(mixed_study(population="auto", **changes), "cpu").population == members
 
 
 def test_log_ranges_are_sampled_on_a_log_scale() -> None:

@@ -93,6 +93,13 @@ def test_auto_means_at_least_four_populations(trials: int, members: int) -> None
     assert population_size("auto", trials, 1, CPU) == members
 
 
+@pytest.mark.parametrize(("trials", "members"), [(1, 1), (5, 5), (32, 32), (100, 64)])
+def test_auto_fills_the_cores_where_trials_are_independent(trials: int, members: int) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch, "get_num_threads", lambda: 4)
+        assert population_size("auto", trials, 1, CPU, independent=True) == members
+
+
 def test_the_size_of_any_built_in_network_is_computed_without_building_it() -> None:
     settings = config(hidden=[10**6, 10**6])
     weights = 64 * 10**6 + 10**12 + 10**7

@@ -40,6 +40,9 @@ GENERATION = "NSGAIISampler:generation"
 
 PRECISION = ("training", "precision")
 
+DO_NOT_LEARN = ("random", "qmc", "grid")
+"""Samplers whose values do not depend on the results of trials."""
+
 MIN_SOURCE_TRIALS = 10
 """Completed trials from which CMA-ES starts where they were good, and not in the middle of the space."""
 
