@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch_reference import assert_same, seeded
 
-from hpo.training.stacking.linear_chain import LinearChain
+from hpo.training.stacking import linear_chain
 from hpo.training.stacking.stacked_network import StackedNetwork
 
 
@@ -44,7 +44,7 @@ def results(modules: Sequence[nn.Module], x: Tensor) -> tuple[StackedNetwork, Te
 
 def assert_fused_is_separate(modules: Sequence[nn.Module], x: Tensor) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(LinearChain, "fits", lambda *arguments: False)
+        patched.setattr(linear_chain, "fits", lambda *arguments: False)
         expected, expected_out = results(modules, x)
     network, out = results(modules, x)
     assert_same(out, expected_out)

@@ -1,8 +1,9 @@
 """Linear layers of K members with the batch norm, ReLU and dropout that follow them, as one operation in training.
 
-Instead of one autograd function and new tensors for each layer, one function computes in place where nobody else reads
-the values, and saves fewer tensors for its backward. A bias before batch norm is left out of the products: the batch's
-mean cancels it, so that its gradient is 0. Random numbers, statistics and parameters are those of the single layers.
+Instead of one autograd function and new tensors for each layer, one function computes as many layers as follow each
+other, in place where nobody else reads the values, and saves fewer tensors for its backward. A bias before batch norm
+is left out of the products: the batch's mean cancels it, so that its gradient is 0. Random numbers, statistics and
+parameters are those of the single layers.
 
 Fused on a CPU only, where it was measured.
 """
@@ -27,51 +28,37 @@ RELUS = (nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 """Layers, functions and methods that compute ReLU."""
 
 
-class _ChainFunction(torch.autograd.Function):
-    """A chain of K members, [K, B, features] or [B, features] -> [K, B, units]."""
+class _ChainsFunction(torch.autograd.Function):
+    """Chains of K members, one after the other, [K, B, features] or [B, features] -> [K, B, units].
+
+    Between two chains, the activations are [K, units, B]. `weight` is that of the first chain.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, chain: LinearChain) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, chains: Sequence[LinearChain]) -> Tensor:
+        saved, counts = [x], list[int]()
         product = linear_product(x, weight)
-        bias, norm = chain.linear.bias, chain.norm
-        saved = [x, weight]
-        if norm is not None:
-            out, *statistics = norm.normalized(product, None if bias is None else bias.value)
-            saved += [product, *statistics]
-        else:
-            out = product if bias is None else product.add_(bias.value.unsqueeze(-1))
-        if chain.relu:
-            out.relu_()
-        if chain.dropout is not None and chain.dropout.drops(training=True):
-            out.mul_(chain.dropout.mask_of_units(out))
-        ctx.chain = chain
-        ctx.save_for_backward(*saved, out)
-        return out.transpose(1, 2)
+        for chain in chains:
+            if counts:
+                product = torch.bmm(chain.linear.weight.value, saved[-1])
+            of_chain = chain.forward(product)
+            saved += of_chain
+            counts.append(len(of_chain))
+        ctx.chains, ctx.counts = chains, counts
+        ctx.save_for_backward(*saved)
+        return saved[-1].transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
-        x, weight, *normalized, out = ctx.saved_tensors
-        chain: LinearChain = ctx.chain
-        bias_slot = chain.linear.bias
-        grad, scales = grads[0].transpose(1, 2).contiguous(), None  # [K, units, B]
-        if chain.relu:  # an output is 0 where dropout dropped it, too
-            grad = torch.ops.aten.threshold_backward(grad, out, 0)
-        if chain.dropout is not None and chain.dropout.drops(training=True):
-            scales = chain.dropout.scales(out)
-        if chain.norm is not None:
-            product, mean, scale, norm_weight = normalized
-            grad = chain.norm.normalized_backward(grad, product, mean, scale, norm_weight, scales)
-            if bias_slot is not None:
-                bias_slot.write(torch.Tensor.zero_)
-        else:
-            if scales is not None:
-                grad.mul_(scales.unsqueeze(-1))
-            if bias_slot is not None:
-                bias_slot.write(lambda into: torch.sum(grad, -1, out=into))
-        write_weight_gradient(chain.linear.weight, grad, x)
-        if not ctx.needs_input_grad[0]:
-            return None, None, None
-        return torch.bmm(weight.transpose(1, 2), grad).transpose(1, 2), None, None
+        x, *saved = ctx.saved_tensors
+        grad = grads[0].transpose(1, 2).contiguous()  # [K, units, B]
+        for chain, count in zip(reversed(ctx.chains), reversed(ctx.counts), strict=True):
+            grad = chain.backward(grad, *saved[-count:])
+            del saved[-count:]
+            write_weight_gradient(chain.linear.weight, grad, saved[-1].transpose(1, 2) if saved else x)
+            if saved or ctx.needs_input_grad[0]:
+                grad = torch.bmm(chain.linear.weight.value.transpose(1, 2), grad)
+        return (grad.transpose(1, 2) if ctx.needs_input_grad[0] else None), None, None
 
 
 @dataclass(frozen=True)
@@ -83,13 +70,45 @@ class LinearChain:
     relu: bool
     dropout: Dropout | None
 
-    def fits(self, x: Tensor, stacked: bool, training: bool) -> bool:
-        """Return whether a call with this input is computed as one operation."""
-        return training and x.dim() == 2 + stacked and x.device.type == "cpu"
+    def forward(self, product: Tensor) -> list[Tensor]:
+        """Return what `backward` needs, the chain's output last, for the linear layer's products [K, units, B].
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the chain's output in training, [K, B, units], for [K, B, features] or [B, features]."""
-        return apply(_ChainFunction, x, self.linear.weight.value, self)
+        The products may be overwritten.
+        """
+        bias, saved = self.linear.bias, []
+        if self.norm is not None:
+            out, *statistics = self.norm.normalized(product, None if bias is None else bias.value)
+            saved = [product, *statistics]
+        else:
+            out = product if bias is None else product.add_(bias.value.unsqueeze(-1))
+        if self.relu:
+            out.relu_()
+        if self.dropout is not None and self.dropout.drops(training=True):
+            out.mul_(self.dropout.mask_of_units(out))
+        return [*saved, out]
+
+    def backward(self, grad: Tensor, *saved: Tensor) -> Tensor:
+        """Return the gradient of the products for that of the output, both [K, units, B]; write those of parameters.
+
+        That of the linear layer's weight is left to the caller.
+        """
+        *normalized, out = saved
+        bias_slot, scales = self.linear.bias, None
+        if self.relu:  # an output is 0 where dropout dropped it, too
+            grad = torch.ops.aten.threshold_backward(grad, out, 0)
+        if self.dropout is not None and self.dropout.drops(training=True):
+            scales = self.dropout.scales(out)
+        if self.norm is not None:
+            product, mean, scale, weight = normalized
+            grad = self.norm.normalized_backward(grad, product, mean, scale, weight, scales)
+            if bias_slot is not None:
+                bias_slot.write(torch.Tensor.zero_)
+        else:
+            if scales is not None:
+                grad.mul_(scales.unsqueeze(-1))
+            if bias_slot is not None:
+                bias_slot.write(lambda into: torch.sum(grad, -1, out=into))
+        return grad
 
 
 def with_chains(
@@ -99,29 +118,35 @@ def with_chains(
     layers: dict[str, StackedLayer],
     stacked: set[fx.Node],
 ) -> list[Step]:
-    """Return the program with each linear layer and what follows it as one step.
+    """Return the program with linear layers, and what follows them, as one step.
 
-    `layers` are the stacked layers by their modules' names, with " at NODE" for dropout; `stacked` are the nodes with
-    stacked values. Nothing but the chain reads the values between its layers, so it runs where its first layer does.
+    A chain and the next one are one step where only the next one reads its output. `layers` are the stacked layers by
+    their modules' names, with " at NODE" for dropout; `stacked` are the nodes with stacked values. Nothing but the
+    chains reads the values between their layers, so they run where their first layer does.
     """
     found = {step[0]: step for step in steps}
     for node in graph.nodes:
-        if called(node, root) is nn.Linear:
+        if called(node, root) is nn.Linear and node.name in found:
             chain, nodes = _find_chain(node, root, layers)
+            chains = [chain]
+            while (following := _only_reader(nodes[-1])) is not None and called(following, root) is nn.Linear:
+                chain, more = _find_chain(following, root, layers)
+                chains.append(chain)
+                nodes += more
             (source,), parts = node.all_input_nodes, [found.pop(each.name) for each in nodes[1:]]
             _, run, free = found[node.name]
             runs = [(node.name, run), *(part[:2] for part in parts)]
-            found[node.name] = (nodes[-1].name, _run_chain(chain, source.name, source in stacked, runs), free)
+            found[node.name] = (nodes[-1].name, _run_chains(chains, source.name, source in stacked, runs), free)
     return list(found.values())
 
 
-def _run_chain(chain: LinearChain, source: str, is_stacked: bool, runs: Sequence[tuple[str, Run]]) -> Run:
-    """Return how to run a chain; `runs` are the computations of its layers, for calls that it does not fit."""
+def _run_chains(chains: Sequence[LinearChain], source: str, is_stacked: bool, runs: Sequence[tuple[str, Run]]) -> Run:
+    """Return how to run chains; `runs` are the computations of their layers, for calls that they do not fit."""
 
     def run(values: Values, x: Tensor, training: bool) -> Any:
         value = values[source]
-        if chain.fits(value, is_stacked, training):
-            return chain(value)
+        if training and fits(value, is_stacked):
+            return apply(_ChainsFunction, value, chains[0].linear.weight.value, chains)
         name = source
         for following, run_layer in runs:
             name, value = following, run_layer({name: value}, x, training)
@@ -130,16 +155,27 @@ def _run_chain(chain: LinearChain, source: str, is_stacked: bool, runs: Sequence
     return run
 
 
+def fits(x: Tensor, stacked: bool) -> bool:
+    """Return whether chains are computed as one operation in training for this input."""
+    return x.dim() == 2 + stacked and x.device.type == "cpu"
+
+
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    """Return the node that alone reads this one and nothing else, or None."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and users[0].all_input_nodes == [node] else None
+
+
 def _find_chain(first: fx.Node, root: nn.Module, layers: dict[str, StackedLayer]) -> tuple[LinearChain, list[fx.Node]]:
     """Return the chain that begins with a linear layer's node, and the nodes in it."""
     nodes = [first]
 
     def follows(kinds: tuple[Any, ...]) -> bool:
         """Return whether a node of these kinds alone reads the last node, and add it to the chain."""
-        users = list(nodes[-1].users)
-        if len(users) != 1 or users[0].all_input_nodes != nodes[-1:] or called(users[0], root) not in kinds:
+        reader = _only_reader(nodes[-1])
+        if reader is None or called(reader, root) not in kinds:
             return False
-        nodes.append(users[0])
+        nodes.append(reader)
         return True
 
     linear, norm, dropout = layers[str(first.target)], None, None
