@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import IO, Any
 
-from hpo.results.display.progress import (
+from hpo.results.display.event_lines import (
     failure_line,
     labelled,
     not_promoted_line,

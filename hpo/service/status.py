@@ -12,7 +12,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from hpo.errors import StorageError
-from hpo.results.display.progress import pace
+from hpo.results.display.event_lines import pace
 from hpo.results.output import Output
 from hpo.results.study_facts import counts_by_state, counts_line
 from hpo.search.study_records import STUDY, foreign_study_error, trial_target

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import IO, Self
@@ -24,7 +24,16 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from hpo import stdout
-from hpo.results.study_facts import epochs_text, frozen_text
+from hpo.results.display.event_lines import (
+    failure_line,
+    labelled,
+    not_trained_line,
+    objective_trial_line,
+    population_line,
+    start_line,
+)
+from hpo.results.display.tally import Tally
+from hpo.results.study_facts import epochs_text
 from hpo.search.events import (
     EpochEnded,
     Event,
@@ -40,7 +49,7 @@ from hpo.search.events import (
     TrialsNotPromoted,
     WorkersSeen,
 )
-from hpo.text import duration, json_line, number_ranges, printable
+from hpo.text import json_line, printable
 
 TEXT_WIDTH = 74  # columns of the live lines without their bars
 
@@ -126,82 +135,6 @@ class JsonProgress(QuietProgress):
         except BrokenPipeError:
             self.pipe_closed = True
             self.stop.set()  # interrupt the search: finished trials are stored
-
-
-class Tally:
-    """Counts of a running study, its best score so far, its pace, and the time left at that pace.
-
-    With successive halving, trials end late and after few epochs or many. The pace is then that of epochs, and a trial
-    is worth the epochs that a trial trains on average.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
-        self.trials = self.completed = self.pruned = self.failed = 0
-        self.before = 0  # trials that an earlier launch has finished
-        self.elsewhere = 0  # trials that other processes have ended since
-        self.frozen: dict[int, int] = {}  # epoch -> trials
-        self.expected_epochs: float | None = None
-        self.training = 0  # members of the present population
-        self.trained = 0  # epochs of all members
-        self.best: float | None = None
-        self.minimized = False
-        self.started = clock()
-
-    def start(self, event: StudyStarted) -> None:
-        """Set the counts and the best score that the study starts with."""
-        self.trials, self.completed, self.pruned, self.failed = event.trials, event.finished, event.pruned, event.failed
-        self.best, self.minimized = event.best, event.minimized
-        self.before, self.expected_epochs = self.done, event.expected_epochs
-        self.started = self.clock()
-
-    def start_population(self, event: PopulationStarted) -> None:
-        """Set the number of members in training."""
-        self.training = len(event.members)
-
-    def add_epoch(self, event: EpochEnded) -> None:
-        """Add an epoch of the members in training."""
-        self.trained += self.training
-        self.training = event.left
-
-    def add(self, event: PopulationEnded | OthersEnded) -> None:
-        """Add the counts of a population that has ended, or of trials that other processes ended."""
-        if isinstance(event, OthersEnded):
-            self.elsewhere += event.completed + event.pruned + event.failed
-        self.completed += event.completed
-        self.pruned += event.pruned
-        self.failed += event.failed
-        self.best = self.better(event.best)
-
-    def better(self, score: float | None) -> float | None:
-        """Return the better of the best score so far and this score; None where neither is known."""
-        known = [each for each in (self.best, score) if each is not None]
-        return (min if self.minimized else max)(known, default=None)
-
-    @property
-    def done(self) -> int:
-        """Number of completed, pruned and failed trials."""
-        return self.completed + self.pruned + self.failed
-
-    def progress(self, under_way: float) -> float:
-        """Return the work of this launch so far, in trials; `under_way` is the progress of running trials."""
-        if self.expected_epochs is None:
-            return self.done - self.before + under_way
-        return self.elsewhere + self.trained / self.expected_epochs
-
-    def line(self, under_way: float = 0.0, with_frozen: bool = True) -> str:
-        """Return the study's counts and pace; `under_way` is the progress of running trials, in trials."""
-        elapsed, progress = self.clock() - self.started, self.progress(under_way)
-        line = f"{self.done}/{self.trials} trials, {self.pruned} pruned, {self.failed} failed"
-        if with_frozen and self.frozen:
-            line += f", {frozen_text(self.frozen)}"
-        if progress <= 0 or elapsed <= 0:
-            return line
-        per_second = progress / elapsed
-        line += f", {pace(per_second)}"
-        left = max(0.0, self.trials - self.before - progress)
-        # More trials than on average may have been promoted: then the time left is unknown.
-        return f"{line}, {duration(left / per_second)} left" if left > 0 or self.done >= self.trials else line
 
 
 class PlainProgress(QuietProgress):
@@ -349,67 +282,3 @@ class LiveProgress(PlainProgress):
 def progress_on(console: Console) -> PlainProgress:
     """Return live lines for a terminal, plain lines otherwise."""
     return LiveProgress(console) if console.is_terminal and not console.is_dumb_terminal else PlainProgress(console)
-
-
-def start_line(event: StudyStarted) -> str:
-    """Return the first line of a launch: the number of trials, the population, the device and the network's size."""
-    done = event.finished + event.pruned + event.failed
-    resumed = f", {done} of them done before" if done else ""
-    trials = f"{event.trials} trial{'' if event.trials == 1 else 's'}"
-    if event.objective is not None:
-        where = f", by {event.device}" if event.device else ""
-        return f"{event.study}: {trials} of {event.objective}{where}{resumed}"
-    return (
-        f"{event.study}: {trials}{resumed}, {event.population} at once on {event.device} "
-        f"in {event.precision}, {event.parameters:,} parameters a network"
-    )
-
-
-def failure_line(event: TrialsFailed) -> str:
-    """Return the numbers of failed trials with the reason."""
-    return f"{_numbered(event.members)} failed: {event.why}"
-
-
-def not_trained_line(event: TrialsLeftOut) -> str:
-    """Return the numbers of trials that exceed a limit, with the reason."""
-    return f"{_numbered(event.members)} not trained: {event.why}"
-
-
-def not_promoted_line(event: TrialsNotPromoted) -> str:
-    """Return the number of frozen trials that ended as pruned, and their numbers."""
-    trials = f"{len(event.members)} trial{'s' if len(event.members) > 1 else ''}"
-    return f"{trials} not promoted from a rung, pruned: trials {number_ranges(event.members)}"
-
-
-def _numbered(numbers: Sequence[int]) -> str:
-    return f"{'trials' if len(numbers) > 1 else 'trial'} {', '.join(map(str, numbers))}"
-
-
-def population_line(event: PopulationEnded) -> str:
-    """Return the counts of a population that has ended or is frozen, its duration, and its stacks if shapes differ."""
-    counts = {"completed": event.completed, "pruned": event.pruned, "failed": event.failed}
-    if event.frozen:
-        counts = {f"frozen at epoch {event.frozen_at}": event.frozen, **{w: n for w, n in counts.items() if n}}
-    stacks = f"{event.stacks} stack{'s' if event.stacks > 1 else ''}"
-    shapes = f" ({event.shapes} shapes in {stacks})" if event.shapes > 1 else ""
-    return f"population: {', '.join(f'{n} {word}' for word, n in counts.items())} in {duration(event.seconds)}{shapes}"
-
-
-def objective_trial_line(event: PopulationEnded) -> str:
-    """Return the state, value and duration of a trial of an objective function."""
-    counts = {"completed": event.completed, "pruned": event.pruned, "failed": event.failed}
-    state = next((state for state, count in counts.items() if count), "to be tried again")
-    value = "" if event.best is None else f" with {event.best:.4f}"
-    return f"trial {event.members[0]}: {state}{value} in {duration(event.seconds)}"
-
-
-def labelled(label: str, score: float | None) -> str:
-    """Return `, best so far 0.9750`; "" where there is no score."""
-    return "" if score is None else f", {label} {score:.4f}"
-
-
-def pace(trials_a_second: float) -> str:
-    """Return `2.5 trials/s`, or `6.0 trials/min` for a slow study."""
-    if trials_a_second >= 0.1:
-        return f"{trials_a_second:.1f} trials/s"
-    return f"{60 * trials_a_second:.1f} trials/min"
