@@ -21,7 +21,8 @@ from hpo.search.loop import Search
 from hpo.search.plan import member_of
 from hpo.search.points import FIXED, trial_seed
 from hpo.search.population_run import PopulationRun
-from hpo.search.sampling.sampler_history import CONSTRAINT, HYPERBAND_RUNG, SamplerHistory
+from hpo.search.sampling.pruners import HYPERBAND_RUNG
+from hpo.search.sampling.sampler_history import CONSTRAINT, SamplerHistory
 from hpo.search.sampling.samplers import GENERATION
 from hpo.search.space import Values, config_of, decode, distributions
 from hpo.storage import FAILURE_REASON, TrialFields, TrialResult

@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.sampling.in_memory_study import STUDY, InMemoryStudy
-from hpo.search.sampling.sampler_history import HYPERBAND_RUNG
+from hpo.search.sampling.pruners import HYPERBAND_RUNG
 from hpo.search.sampling.samplers import objective_pruner
 from hpo.search.study_records import directions
 from hpo.storage.pareto import trials_since_best

@@ -120,6 +120,10 @@ class IncrementalMedianPruner(MedianPruner):
         return not values or min(values) > sign * self._medians[epoch]
 
 
+HYPERBAND_RUNG = "completed_rung_"
+"""Prefix of the attributes with the values that a trial reached at hyperband's rungs."""
+
+
 class IncrementalHyperbandPruner(HyperbandPruner):
     """Hyperband that remembers which bracket each trial is in."""
 

@@ -12,7 +12,6 @@ Knows neither the storage nor training.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -23,23 +22,12 @@ from optuna.pruners import HyperbandPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.search.points import points
+from hpo.search.sampling.configurations import Configurations
 from hpo.search.sampling.in_memory_study import STUDY, InMemoryStudy, in_memory_trial
-from hpo.search.sampling.pruners import IncrementalMedianPruner, max_epochs
+from hpo.search.sampling.pruners import HYPERBAND_RUNG, IncrementalMedianPruner, max_epochs
 from hpo.search.sampling.samplers import GENERATION, joint_space, make_pruner, make_sampler
 from hpo.search.sampling.tpe import Observations
-from hpo.search.space import (
-    Values,
-    belongs,
-    candidate,
-    combination,
-    config_of,
-    distributions,
-    groups,
-    identity,
-    size,
-    snapped,
-)
+from hpo.search.space import Values, belongs, candidate, config_of, distributions, groups, snapped
 from hpo.search.study_records import directions
 from hpo.storage.pareto import Losses, trials_since_best
 from hpo.studyfile import Study
@@ -53,9 +41,6 @@ SAMPLER_ATTEMPTS = 3
 
 RANDOM_ATTEMPTS = 50
 """Attempts of random sampling, before a finite space is searched for the first unused configuration."""
-
-HYPERBAND_RUNG = "completed_rung_"
-"""Prefix of the attributes with the values that a trial reached at hyperband's rungs."""
 
 
 class SamplerHistory:
@@ -84,21 +69,14 @@ class SamplerHistory:
         self._study = optuna.create_study(study_name=study.name, directions=directions(study), storage=self._in_memory)
         self._pruner = make_pruner(study)
         self._epochs_differ = len(set(study.possible_values(("training", "epochs")).values())) > 1
-        self._size = size(study)
         self._observations = Observations(self._space, self._study, len(before))
         for trial in before:
             self._observations.add(trial)
         self._outside_space: set[int] = set()
-        self._used_before = {identity(trial.params) for trial in before}
-        self._used = set(self._used_before)
-        self._points, self._repeats = points(study), study.search.repeats
-        self._first: dict[int, Values] = {}  # with repeats: the parameters of each configuration's first trial
-        self._next = 0  # every combination before this one is used
+        self._configurations = Configurations(study, [trial.params for trial in before])
         self._sampled_count = 0  # trials for which qmc's sequence was advanced
-        self._before_ask: tuple[Mapping[str, Any], int] = (
-            {},
-            0,
-        )  # the study's attributes and _sampled_count before `ask`
+        # The study's attributes and _sampled_count before `ask`.
+        self._before_ask: tuple[Mapping[str, Any], int] = ({}, 0)
         self._ids: dict[int, int] = {}  # of unfinished trials
         self._earlier: list[FrozenTrial] = []
         self.last = -1
@@ -157,14 +135,14 @@ class SamplerHistory:
                 self._ids[trial.number] = trial._trial_id
             self._put(trial)
         if self._study_file.search.sampler == "qmc":  # the sequence continues where it was
-            for number in filter(self._is_sampled, range(self._sampled_count, self.count)):
-                self._sampled(self._in_memory.get_trial(number), attempt=0)
+            for number in filter(self._configurations.is_sampled, range(self._sampled_count, self.count)):
+                self._sampled(self._in_memory.get_trial(number), 0, {})
 
     def _check_space(self, trial: FrozenTrial) -> None:
         """Record whether a trial lies inside the search space; a trial without parameters yet may be checked again."""
         if belongs(self._study_file, self._space, trial.params):
             self._outside_space.discard(trial.number)
-            self._mark_used(trial.number, trial.params)
+            self._configurations.add(trial.number, trial.params)
         else:
             self._outside_space.add(trial.number)
 
@@ -217,14 +195,10 @@ class SamplerHistory:
         own = [trial for trial in trials if trial.number >= 0]
         return trials_since_best(own, self._study.directions, count_pruned=self._count_pruned)
 
-    def exhausted(self) -> bool:
-        """Return whether every configuration of a finite space is used."""
-        return not self._study_file.search.repeat and len(self._used) >= self._size
-
     @property
     def can_ask(self) -> bool:
         """Whether there is a configuration for another trial."""
-        return self._is_fixed(self.count) or not self.exhausted()
+        return self._configurations.fixed(self.count) is not None or not self._configurations.exhausted
 
     def ask(self, count: int, enough: Callable[[], bool] = lambda: False) -> list[tuple[int, Values]]:
         """Return up to `count` new trials, (number, values) each; fewer where a finite space is exhausted, or `enough`.
@@ -237,7 +211,7 @@ class SamplerHistory:
         self._before_ask = self._in_memory.get_study_system_attrs(STUDY), self._sampled_count
         while len(asked) < count and not enough() and self.can_ask:
             trial = self._in_memory.get_trial(self._in_memory.create_new_trial(STUDY))
-            values = self._repeated_values(trial.number)
+            values = self._configurations.fixed(trial.number)
             if values is None:
                 values = self._new_values(trial)
             self._set_params(trial, values)
@@ -256,10 +230,7 @@ class SamplerHistory:
             self._outside_space.discard(number)
             self._in_memory.put(in_memory_trial(number, TrialState.RUNNING, {}, {}))
         trial = self._in_memory.get_trial(number)
-        for attempt in range(SAMPLER_ATTEMPTS + RANDOM_ATTEMPTS):
-            values = self._sampled(trial, attempt, given)
-            if self._study_file.search.repeat or identity(values) not in self._used:
-                break
+        values = self._attempted(trial, given)
         self._set_params(trial, values)
         return trial.number, values
 
@@ -269,7 +240,7 @@ class SamplerHistory:
 
     def _set_params(self, trial: FrozenTrial, values: Values) -> None:
         """Set the parameters of a new trial."""
-        self._mark_used(trial.number, values)
+        self._configurations.add(trial.number, values)
         for name, value in values.items():
             internal = self._space[name].to_internal_repr(value)
             self._in_memory.set_trial_param(trial._trial_id, name, internal, self._space[name])
@@ -288,27 +259,26 @@ class SamplerHistory:
         attrs, self._sampled_count = self._before_ask
         self._in_memory.forget(asked[0][0], attrs)
         self._observations.forget(asked[0][0])
-        new = {identity(values) for number, values in asked if self._repeated_values(number) is None}
-        self._used -= new - self._used_before
-        for number, _ in asked:
-            self._first.pop(number, None)
-        self._next = 0
+        self._configurations.forget(asked)
 
     def _new_values(self, trial: FrozenTrial) -> Values:
-        """Return a configuration that no trial has had, unless the study allows repetition; points come first."""
-        search = self._study_file.search
-        index = trial.number // self._repeats
-        if index < len(self._points):
-            return self._points[index]
-        if search.sampler == "grid":
-            return self._next_combination(index)
-        for attempt in range(SAMPLER_ATTEMPTS + RANDOM_ATTEMPTS):
-            values = self._sampled(trial, attempt)
-            if search.repeat or identity(values) not in self._used:
-                return values
-        return values if self._size == math.inf else self._next_combination(index)
+        """Return a configuration that no trial has had, unless the study allows repetition."""
+        if self._study_file.search.sampler == "grid":
+            return self._configurations.next_combination(trial.number)
+        values = self._attempted(trial)
+        if self._configurations.allows(values) or not self._configurations.finite:
+            return values
+        return self._configurations.next_combination(trial.number)
 
-    def _sampled(self, trial: FrozenTrial, attempt: int, given: Mapping[str, Any] = MappingProxyType({})) -> Values:
+    def _attempted(self, trial: FrozenTrial, given: Mapping[str, Any] = MappingProxyType({})) -> Values:
+        """Return the first sampled configuration that a new trial may have, or the last attempt where none may be."""
+        for attempt in range(SAMPLER_ATTEMPTS + RANDOM_ATTEMPTS):
+            values = self._sampled(trial, attempt, given)
+            if self._configurations.allows(values):
+                break
+        return values
+
+    def _sampled(self, trial: FrozenTrial, attempt: int, given: Mapping[str, Any]) -> Values:
         search = self._study_file.search
         seed = derive_seed("sampler", search.seed, trial.number, attempt) % 2**32
         self._sampled_count = max(self._sampled_count, trial.number + 1)
@@ -347,33 +317,6 @@ class SamplerHistory:
                 value = sampler.sample_independent(self._study, trial, name, distribution)
             values[name] = snapped(parameter, value)
         return values
-
-    def _next_combination(self, index: int) -> Values:
-        """Return the first unused combination of a finite space, or with repetition the next one in order."""
-        if self._study_file.search.repeat:
-            return combination(self._study_file, index % int(self._size))
-        while identity(values := combination(self._study_file, self._next)) in self._used:
-            self._next += 1
-            assert self._next < self._size, "a space that is not exhausted has an unused combination"
-        return values
-
-    def _mark_used(self, number: int, values: Values) -> None:
-        self._used.add(identity(values))
-        if self._repeats > 1 and number % self._repeats == 0:
-            self._first[number] = values
-
-    def _repeated_values(self, number: int) -> Values | None:
-        """Return the parameters that a trial repeats; None for the first trial of its configuration."""
-        repeat = number % self._repeats
-        return self._first.get(number - repeat) if repeat else None
-
-    def _is_fixed(self, number: int) -> bool:
-        """Return whether a trial is a repeat or a point: those are trained even where the configuration is used."""
-        return number // self._repeats < len(self._points) or self._repeated_values(number) is not None
-
-    def _is_sampled(self, number: int) -> bool:
-        """Return whether a trial's parameters are sampled: it is neither a point nor a repeat."""
-        return number % self._repeats == 0 and number // self._repeats >= len(self._points)
 
     def report(self, epoch: int, values: Mapping[int, float]) -> None:
         """Add the members' metric after an epoch, by trial number, for the pruner."""
