@@ -25,9 +25,9 @@ from hpo.studyfile.conditions import (
     file_path,
     setting_path,
     split_conditional,
-    with_conditional,
+    with_values,
 )
-from hpo.studyfile.data_settings import DATASETS, DEFAULT_VALIDATION, OF_TABLES, prefixed_user_data
+from hpo.studyfile.data_settings import DEFAULT_VALIDATION
 from hpo.studyfile.keys import (
     SEARCHABLE,
     SECTIONS,
@@ -38,7 +38,7 @@ from hpo.studyfile.keys import (
     unused_keys,
 )
 from hpo.studyfile.messages import Problem, dotted_key, format_value, study_file_error, validation_problems
-from hpo.studyfile.metrics import DEFAULT_METRICS, TOP_K, VALIDATION_METRICS, metrics_of_task
+from hpo.studyfile.metrics import DEFAULT_METRICS
 from hpo.studyfile.models import NamedSettings, StudySettings
 from hpo.studyfile.objective import KEY as OBJECTIVE
 from hpo.studyfile.objective import ObjectiveStudy, parse_objective_study
@@ -51,10 +51,12 @@ from hpo.studyfile.searched import (
     candidates,
     find_searched,
     parameter_name,
+    searched_from,
     table_problems,
 )
+from hpo.studyfile.section_rules import settings_problems, study_problems, tree_problems
 from hpo.studyfile.study import Study
-from hpo.studyfile.trees import MISSING, Path, first_path, is_under, replaced, value_at
+from hpo.studyfile.trees import Path, first_path, is_under, replaced, value_at
 from hpo.studyfile.values import CURRENT_FOLDER, MAX_CHOICES
 
 AnyStudy = Study | ObjectiveStudy
@@ -71,9 +73,8 @@ def parse_study(tree: Mapping[str, Any], source: str, folder: FilePath = CURRENT
     """
     if not isinstance(tree, Mapping):
         raise study_file_error(source, "", f"must be a table (got {format_value(tree)})")
-    absent: dict[str, Any] = {
-        section: {} for section in SECTIONS if section not in tree
-    }  # reports their keys as missing
+    # The keys of an absent section are reported as missing.
+    absent: dict[str, Any] = {section: {} for section in SECTIONS if section not in tree}
     check = _Check(_with_former_defaults(_with_kind({**tree, **absent})))
     study = check.run(source, folder)
     if study is None or check.problems:
@@ -157,8 +158,7 @@ class _Check:
         """Run all checks; return the study, or None after problems."""
         self.check_searched_tables()
         self.check_unused()
-        self.check_start_from()
-        self.check_dataset(folder)
+        self.add_all(tree_problems(self.tree, folder))
         for path in self.invalid:
             self.put(path, None)
         for path, table in self.valid.items():
@@ -177,8 +177,7 @@ class _Check:
         self.check_params(("baseline",), first[0].baseline, parameters)
         for index, point in enumerate(first[0].search.points):
             self.check_params(("search", "points", index), point, parameters, complete=True)
-        self.check_task(first[0])
-        self.check_splits(first[0])
+        self.add_all(settings_problems(first[0]))
         if self.problems:
             return None
         settings = [found.model_dump(exclude_none=True) for found, _ in each_table if found is not None]
@@ -187,13 +186,17 @@ class _Check:
             for table, tree in zip(self.tables, settings, strict=True)
         ]
         study = Study(source, parameters, first[0], self.outside_tables(first[0]), tuple(tables), folder)
-        self.check_targets_of_training(study)
-        self.check_embedding(study)
+        self.add_all(study_problems(study))
         return study
 
     def add(self, path: Path, problem: str) -> None:
         """Add a problem unless there is one at the path."""
         self.problems.setdefault(path, problem)
+
+    def add_all(self, problems: Iterable[tuple[Path, str]]) -> None:
+        """Add each problem at a path without one."""
+        for path, problem in problems:
+            self.add(path, problem)
 
     def put(self, path: Path, value: Any) -> None:
         """Replace the searched value at a path."""
@@ -203,21 +206,14 @@ class _Check:
                 return
         self.unconditional = replaced(self.unconditional, path, value)
 
-    def settings_tree(self, situation: Mapping[Path, Any], path: Path = (), value: Any = None) -> dict[str, Any]:
-        """Return the settings in a situation, with `value` in place of the searched value at `path`."""
-        tree = self.unconditional
-        for setting, choice in situation.items():
-            tree = replaced(tree, setting, choice)
-        if path and path == setting_path(path):
-            tree = replaced(tree, path, value)
-        tree = with_conditional(tree, self.tables)
-        return replaced(tree, setting_path(path), value) if path != setting_path(path) else tree
-
     def validated(
         self, situation: Mapping[Path, Any], path: Path = (), value: Any = None
     ) -> tuple[StudySettings | None, dict[Path, Problem]]:
-        """Return the validated settings of `settings_tree`, and the problems by path in the file."""
-        tree = self.settings_tree(situation, path, value)
+        """Return the validated settings in a situation, and the problems by path in the file.
+
+        At `path`, if given, `value` is in place of the searched value.
+        """
+        tree = with_values(self.unconditional, self.tables, {**situation, **({path: value} if path else {})})
         settings, problems = _validated(tree)
         return settings, {file_path(at, tree, self.tables): problem for at, problem in problems.items()}
 
@@ -308,67 +304,6 @@ class _Check:
             words = _alternatives(possible_words(section, mark.key, values))
             self.add(path, f"not used when {mark.key} = {words}, only with {_alternatives(mark.values)}")
 
-    def check_start_from(self) -> None:
-        """Find the study itself in `search.start_from`."""
-        path: Path = ("search", "start_from")
-        names = value_at(self.tree, path)
-        for index, name in enumerate(names if isinstance(names, list) else ()):
-            if name == value_at(self.tree, ("name",)):
-                self.add((*path, index), f"is the study itself (got {format_value(name)})")
-
-    def check_dataset(self, folder: FilePath) -> None:
-        """Find the user's data without its prefix, and keys of tables beside other data."""
-        path: Path = ("data", "dataset")
-        dataset = value_at(self.tree, path)
-        if isinstance(dataset, str) and (prefixed := prefixed_user_data(dataset, folder)):
-            known = f"unknown data set {format_value(dataset)} (did you mean {format_value(prefixed)}?)"
-            self.add(path, f"{known}; known: {DATASETS}")
-        if isinstance(dataset, str) and not dataset.startswith("table:"):
-            for section, keys in OF_TABLES.items():
-                for key in keys:
-                    default = SECTIONS[section].model_fields[key].default  # which a resolved file has
-                    if value_at(self.tree, (section, key)) not in (MISSING, default):
-                        self.add((section, key), 'is used only with a table (data.dataset = "table:FILE")')
-
-    def check_task(self, settings: StudySettings) -> None:
-        """Find metrics of another task, and settings that the task and its metrics do not use."""
-        task, path = settings.task, ("search", "metric")
-        for metric in settings.search.named_metrics:
-            known = VALIDATION_METRICS.get(metric)
-            if known is not None and task.kind not in known.tasks:
-                problem = f"{metric} is a metric of {' and '.join(known.tasks)}, but task.kind is {task.kind}"
-                self.add(path, f"{problem}; use {', '.join(metrics_of_task(task.kind))}")
-        if TOP_K in settings.search.named_metrics and task.top_k is None:
-            self.add(path, f"{TOP_K} needs task.top_k, the number of classes of which one must be right")
-        if TOP_K not in settings.search.named_metrics and task.top_k is not None:
-            self.add(("task", "top_k"), f"not used without the metric {TOP_K}")
-
-    def check_splits(self, settings: StudySettings) -> None:
-        """Find more splits than the repeats that train on them."""
-        splits, repeats = settings.data.splits, settings.search.repeats
-        if splits is not None and splits > repeats:
-            problem = f"must be at most search.repeats, {repeats}: each repeat of a configuration has one split"
-            self.add(("data", "splits"), f"{problem} (got {splits})")
-
-    def check_targets_of_training(self, study: Study) -> None:
-        """Find label smoothing of another loss than the cross-entropy, and mixup of other targets than labels."""
-        loss = study.task.used_loss
-        for key, losses in (("label_smoothing", ("cross_entropy",)), ("mixup", ("cross_entropy", "bce"))):
-            if loss not in losses:
-                for path, value in study.possible_values(("training", key)).items():
-                    if value:
-                        self.add(path, f"not used with task.loss = {loss} (got {format_value(value)})")
-
-    def check_embedding(self, study: Study) -> None:
-        """Find embeddings for networks that have none, and embeddings of no column."""
-        if study.preprocess.categorical == "embedding":
-            path: Path = ("preprocess", "categorical")
-            for kind in study.possible_values(("network", "kind")).values():
-                if kind != "mlp":
-                    self.add(path, f'must be "onehot" when network.kind = "{kind}": only mlp has embeddings of columns')
-            if not study.data.categorical:
-                self.add(path, "embedding is not used without data.categorical, the list of these columns")
-
     def check_candidates(self, path: Path, table: dict[str, Any]) -> Parameter | None:
         """Validate each candidate of a searched value; return the parameter, with the values that the models return."""
         values, situation, setting = [], self.situation(path), setting_path(path)
@@ -390,7 +325,7 @@ class _Check:
         integer = "low" in table and self.check_range(path, table)
         if len(values) < len(candidates(table)):
             return None
-        searched = _searched(table, values, integer)
+        searched = searched_from(table, values, integer)
         for place, text in searched.problems() if isinstance(searched, Choices) else ():
             self.add((*path, *place), text)
         return self.parameter(path, searched, integer)
@@ -426,18 +361,12 @@ class _Check:
                 self.add((*path, name), f"is not a searched parameter{near}")
             elif known[name] not in applicable and (when := known[name].when) is not None:
                 self.add((*path, name), f"is searched only where {when.text()}")
-        values = [(each, params[each.name]) for each in applicable if each.name in params]
+        given = [each for each in applicable if each.name in params]
         tree = replaced(self.unconditional, ("search", "points"), [])  # other points are checked separately
-        for parameter, value in values:
-            if parameter.path == parameter.setting:
-                tree = replaced(tree, parameter.path, value)
-        tree = with_conditional(tree, self.tables)
-        for parameter, value in values:
-            if parameter.path != parameter.setting:
-                tree = replaced(tree, parameter.setting, value)
+        tree = with_values(tree, self.tables, {each.path: params[each.name] for each in given})
         for setting, problem in _validated(tree)[1].items():
             at = file_path(setting, tree, self.tables)
-            owner = next((each for each, _ in values if is_under(at, each.path)), None)
+            owner = next((each for each in given if is_under(at, each.path)), None)
             if owner is not None:
                 self.add((*path, owner.name, *at[len(owner.path) :]), problem.text)
             elif at not in self.in_tables:
@@ -459,15 +388,6 @@ class _Check:
         if not integer and step is None and value_at(self.tree, ("search", "sampler")) == "grid":
             self.add(path, 'must have a step, or be { choices = [...] }, when sampler = "grid"')
         return integer
-
-
-def _searched(table: Mapping[str, Any], values: list[Any], integer: bool) -> Range | Choices:
-    if "choices" in table:
-        return Choices(tuple(values))
-    number: type[float] = int if integer else float
-    low, high = map(number, values)
-    step = table.get("step")
-    return Range.converted(low, high, table.get("log", False), step if step is None else number(step))
 
 
 def _alternatives(words: Iterable[str]) -> str:

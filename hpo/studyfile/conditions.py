@@ -166,17 +166,26 @@ def _without_conflicts(tables: Sequence[ConditionalTable], add: AddProblem) -> l
     return valid
 
 
-def with_conditional(tree: dict[str, Any], tables: Sequence[ConditionalTable]) -> dict[str, Any]:
-    """Return a tree of settings with the values of the conditional tables that apply in it."""
+def with_values(tree: dict[str, Any], tables: Sequence[ConditionalTable], values: Mapping[Path, Any]) -> dict[str, Any]:
+    """Return a tree of settings with these values, by path in the study file, and those of the tables that apply in it.
+
+    The values of unconditional settings decide which tables apply.
+    """
+    for path, value in values.items():
+        if path == setting_path(path):
+            tree = replaced(tree, path, value)
     for table in tables:
         if table.applies_to(tree):
             for key, value in table.table.items():
                 tree = replaced(tree, (table.section, key), value)
+    for path, value in values.items():
+        if path != setting_path(path):
+            tree = replaced(tree, setting_path(path), value)
     return tree
 
 
 def file_path(setting: Path, tree: Mapping[str, Any], tables: Sequence[ConditionalTable]) -> Path:
-    """Return the path in the study file that defines a setting of a tree from `with_conditional`."""
+    """Return the path in the study file that defines a setting of a tree from `with_values`."""
     defining = [table for table in tables if table.defines(setting) and table.applies_to(tree)]
     return (*defining[0].path, *setting[1:]) if defining else setting
 

@@ -153,6 +153,16 @@ def candidates(table: Mapping[str, Any]) -> dict[Path, Any]:
     return {("low",): table["low"], ("high",): table["high"]}
 
 
+def searched_from(table: Mapping[str, Any], values: Sequence[Any], integer: bool) -> Range | Choices:
+    """Return the range or the choices of a valid table, with `values` for its candidates."""
+    if "choices" in table:
+        return Choices(tuple(values))
+    number: type[float] = int if integer else float
+    low, high = map(number, values)
+    step = table.get("step")
+    return Range.converted(low, high, table.get("log", False), step if step is None else number(step))
+
+
 def _number(value: object) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("must be a number")

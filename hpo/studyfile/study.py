@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from hpo.errors import StudyFileError
 from hpo.memory_code import is_in_memory
-from hpo.studyfile.conditions import ConditionalTable, insert_conditional, with_conditional
+from hpo.studyfile.conditions import ConditionalTable, insert_conditional, with_values
 from hpo.studyfile.data_settings import DataSettings, PreprocessSettings, user_data
 from hpo.studyfile.keys import SEARCHABLE, conditionally_used, is_used, unused_keys
 from hpo.studyfile.messages import dotted_key, format_value, study_file_error, validation_problems
@@ -169,15 +169,9 @@ class Study:
     def _tree(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the searchable sections with these values; unknown parameters are ignored."""
         tree: dict[str, Any] = {section: self.unconditional[section] for section in SEARCHABLE}
-        given = [parameter for parameter in self.applicable_parameters(params) if parameter.name in params]
-        for parameter in given:
-            if parameter.path == parameter.setting:
-                tree = replaced(tree, parameter.path, params[parameter.name])
-        tree = with_conditional(tree, self.conditional_tables)
-        for parameter in given:
-            if parameter.path != parameter.setting:
-                tree = replaced(tree, parameter.setting, params[parameter.name])
-        return tree
+        applicable = self.applicable_parameters(params)
+        given = {each.path: params[each.name] for each in applicable if each.name in params}
+        return with_values(tree, self.conditional_tables, given)
 
     def resolved(self) -> dict[str, Any]:
         """Return the resolved file as a tree for JSON: every default filled in, without unused keys.
