@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import datetime
-import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -40,11 +39,8 @@ from hpo.storage.sql.retry import (
     write_transaction,
 )
 from hpo.storage.sql.rows import (
-    DIRECTIONS,
     INTERMEDIATE,
     PARAMS,
-    STUDIES,
-    STUDY_ATTRS,
     SYSTEM_ATTRS,
     TRIALS,
     USER_ATTRS,
@@ -64,10 +60,14 @@ from hpo.storage.sql.statements import (
     WORKER,
     are_stored,
     claim_trials,
+    count_trials,
     delete_heartbeats,
     delete_system_attrs,
-    dialect,
+    ended_at,
+    insert_study,
+    insert_study_attr,
     insert_trials,
+    lock_claimable,
     lock_claimed,
     lock_study,
     read_study_attr,
@@ -139,21 +139,12 @@ class Storage(OptunaMethods):
         created: list[int] = []
 
         def work(connection: Connection, uncertain: bool) -> int:
-            insert = dialect(connection).insert(STUDIES).values(study_name=name).on_conflict_do_nothing()
-            study_id: int | None = connection.execute(insert.returning(STUDIES.c.study_id)).scalar()
-            if study_id is None:
-                named = sa.select(STUDIES.c.study_id).filter_by(study_name=name)
-                existing: int = connection.execute(named).scalar_one()
-                if uncertain and existing in created:
-                    return existing
+            study_id, is_new = insert_study(connection, name, directions)
+            if is_new:
+                created.append(study_id)
+                set_study_attrs(connection, study_id, user_attrs)
+            elif not (uncertain and study_id in created):
                 raise DuplicatedStudyError(f"a study named {name!r} exists")
-            created.append(study_id)
-            objectives = [
-                {"study_id": study_id, "objective": number, "direction": direction}
-                for number, direction in enumerate(directions)
-            ]
-            connection.execute(sa.insert(DIRECTIONS), objectives)
-            set_study_attrs(connection, study_id, user_attrs)
             return study_id
 
         return write_transaction(self.engine, work)
@@ -188,8 +179,7 @@ class Storage(OptunaMethods):
 
         def work(connection: Connection, uncertain: bool) -> Any:
             _lock(connection, study_id)
-            row = {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
-            connection.execute(dialect(connection).insert(STUDY_ATTRS).values(row).on_conflict_do_nothing())
+            insert_study_attr(connection, study_id, key, value)
             return read_study_attr(connection, study_id, key)
 
         return write_transaction(self.engine, work)
@@ -219,8 +209,7 @@ class Storage(OptunaMethods):
                 return earlier
             if conditions is not None:
                 conditions.check(connection)
-            count = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
-            number = connection.execute(count).scalar_one()
+            number = count_trials(connection, study_id)
             if first not in (None, number):
                 return []
             earlier = [self._numbered(template, number + i, now) for i, template in enumerate(templates)]
@@ -246,24 +235,13 @@ class Storage(OptunaMethods):
         worker = self.worker.to_json()
 
         def work(connection: Connection, uncertain: bool) -> list[FrozenTrial]:
-            among = TRIALS.c.trial_id.in_(list(trial_ids))
             if uncertain:  # the start time, to the microsecond, identifies the claims of an earlier run
                 ids = lock_claimed(connection, dict.fromkeys(trial_ids, now))
                 if ids:
                     return read_trials(connection, TRIALS.c.trial_id.in_(ids))
             if conditions is not None:
                 conditions.check(connection)
-            frozen_ones = sa.select(SYSTEM_ATTRS.c.trial_id).where(SYSTEM_ATTRS.c.key == FROZEN)
-            running = (TRIALS.c.state == TrialState.RUNNING) & TRIALS.c.trial_id.in_(frozen_ones)
-            free = running if frozen else TRIALS.c.state == TrialState.WAITING
-            first = (
-                sa.select(TRIALS.c.trial_id)
-                .where(among, free)
-                .order_by(TRIALS.c.trial_id)
-                .limit(count)
-                .with_for_update(skip_locked=True)
-            )
-            new = list(connection.execute(first).scalars())
+            new = lock_claimable(connection, trial_ids, count, frozen)
             claim_trials(connection, new, now, worker)
             return read_trials(connection, TRIALS.c.trial_id.in_(new))
 
@@ -277,16 +255,13 @@ class Storage(OptunaMethods):
 
     def report_curves(self, curves: Mapping[int, Mapping[int, float]]) -> set[int]:
         """Store the metric of each trial (by id) at several steps; return the ids of those no longer claimed."""
-        claims = self._claims_of(curves)
 
-        def work(connection: Connection, uncertain: bool) -> set[int]:
-            ours = lock_claimed(connection, claims)
-            by_id = {trial_id: curve for trial_id, curve in curves.items() if trial_id in ours}
+        def store(connection: Connection, claimed: set[int]) -> None:
+            by_id = {trial_id: curve for trial_id, curve in curves.items() if trial_id in claimed}
             rows = [intermediate_row(i, step, value) for i, curve in by_id.items() for step, value in curve.items()]
             upsert(connection, INTERMEDIATE, rows)
-            return set(curves) - ours
 
-        return self._without_claims(write_transaction(self.engine, work))
+        return self._change_claimed(curves, store)
 
     def freeze(self, frozen: Mapping[int, tuple[int, Sequence[float]]]) -> set[int]:
         """Mark claimed trials (by id) as frozen at a rung; return the ids of those no longer claimed.
@@ -295,25 +270,17 @@ class Storage(OptunaMethods):
         heartbeats.
         """
         attrs = {i: {FROZEN: epoch, f"{RUNG}{epoch}": list(values)} for i, (epoch, values) in frozen.items()}
-        claims = self._claims_of(attrs)
 
-        def work(connection: Connection, uncertain: bool) -> set[int]:
-            ours = lock_claimed(connection, claims)
-            upsert(connection, SYSTEM_ATTRS, [row for i in attrs if i in ours for row in attr_rows(i, attrs[i])])
-            return set(attrs) - ours
+        def mark(connection: Connection, claimed: set[int]) -> None:
+            upsert(connection, SYSTEM_ATTRS, [row for i in attrs if i in claimed for row in attr_rows(i, attrs[i])])
 
-        return self._without_claims(write_transaction(self.engine, work))
+        return self._change_claimed(attrs, mark)
 
     def thaw(self, trial_ids: Collection[int]) -> set[int]:
         """Mark claimed trials as no longer frozen; return the ids of those no longer claimed."""
-        claims = self._claims_of(trial_ids)
-
-        def work(connection: Connection, uncertain: bool) -> set[int]:
-            ours = lock_claimed(connection, claims)
-            delete_system_attrs(connection, ours, FROZEN)
-            return set(trial_ids) - ours
-
-        return self._without_claims(write_transaction(self.engine, work))
+        return self._change_claimed(
+            trial_ids, lambda connection, claimed: delete_system_attrs(connection, claimed, FROZEN)
+        )
 
     def update_trial(
         self,
@@ -324,20 +291,15 @@ class Storage(OptunaMethods):
         system_attrs: Mapping[str, Any] | None = None,
     ) -> bool:
         """Set parameters (as Optuna stores them) and attributes of a trial; return False if it is not claimed."""
-        claims = self._claims_of([trial_id])
 
-        def work(connection: Connection, uncertain: bool) -> bool:
-            if not lock_claimed(connection, claims):
-                return False
-            upsert(connection, PARAMS, [param_row(trial_id, name, *param) for name, param in (params or {}).items()])
-            upsert(connection, USER_ATTRS, attr_rows(trial_id, user_attrs or {}))
-            upsert(connection, SYSTEM_ATTRS, attr_rows(trial_id, system_attrs or {}))
-            return True
+        def store(connection: Connection, claimed: set[int]) -> None:
+            if claimed:
+                rows = [param_row(trial_id, name, *param) for name, param in (params or {}).items()]
+                upsert(connection, PARAMS, rows)
+                upsert(connection, USER_ATTRS, attr_rows(trial_id, user_attrs or {}))
+                upsert(connection, SYSTEM_ATTRS, attr_rows(trial_id, system_attrs or {}))
 
-        if write_transaction(self.engine, work):
-            return True
-        self._without_claims({trial_id})
-        return False
+        return not self._change_claimed([trial_id], store)
 
     def finish(self, results: Sequence[TrialResult]) -> set[int]:
         """Store the results of claimed trials; return the ids of those no longer claimed: their results are lost."""
@@ -360,7 +322,7 @@ class Storage(OptunaMethods):
             delete_heartbeats(connection, ours)
             delete_system_attrs(connection, ours, FROZEN)
             # The end time, to the microsecond, identifies the results of an earlier run.
-            before = _ended_at(connection, ids - ours, now) if uncertain else set()
+            before = ended_at(connection, ids - ours, now) if uncertain else set()
             return ids - ours - before
 
         lost = write_transaction(self.engine, work)
@@ -432,6 +394,17 @@ class Storage(OptunaMethods):
             trial.system_attrs[WORKER] = self.worker.to_json()
         return trial
 
+    def _change_claimed(self, trial_ids: Collection[int], change: Callable[[Connection, set[int]], None]) -> set[int]:
+        """Call `change` with the trials that are still claimed, in one transaction; return the ids of the others."""
+        claims = self._claims_of(trial_ids)
+
+        def work(connection: Connection, uncertain: bool) -> set[int]:
+            claimed = lock_claimed(connection, claims)
+            change(connection, claimed)
+            return set(trial_ids) - claimed
+
+        return self._without_claims(write_transaction(self.engine, work))
+
     def _claims_of(self, trial_ids: Iterable[int]) -> dict[int, datetime.datetime]:
         return {trial_id: self._claims[trial_id] for trial_id in trial_ids if trial_id in self._claims}
 
@@ -444,8 +417,3 @@ class Storage(OptunaMethods):
 def _lock(connection: Connection, study_id: int) -> None:
     if not lock_study(connection, study_id):
         raise KeyError(models.NOT_FOUND_MSG)
-
-
-def _ended_at(connection: Connection, trial_ids: Collection[int], time: datetime.datetime) -> set[int]:
-    ended = TRIALS.c.trial_id.in_(list(trial_ids)) & (TRIALS.c.datetime_complete == time)
-    return set(connection.execute(sa.select(TRIALS.c.trial_id).where(ended)).scalars())

@@ -1,4 +1,4 @@
-"""SQL statements of the storage's transactions: insert, claim, update and requeue trials.
+"""SQL statements of the storage's transactions: insert studies; insert, claim, update and requeue trials.
 
 A claim is the id of a running trial with its start time, to the microsecond. A trial that was requeued and runs in
 another process has another start time, so the storage can tell the present claim from a lost one. A claimed trial has a
@@ -16,10 +16,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection
 
 from hpo.storage.sql.rows import (
+    DIRECTIONS,
     HEARTBEATS,
     INTERMEDIATE,
     PARAMS,
@@ -74,6 +76,24 @@ def lock_study(connection: Connection, study_id: int, share: bool = False) -> bo
     return connection.execute(study.with_for_update(read=share)).first() is not None
 
 
+def insert_study(connection: Connection, name: str, directions: Sequence[StudyDirection]) -> tuple[int, bool]:
+    """Insert a new study with one objective for each direction; return its id, and True.
+
+    If a study has the name, change nothing, and return the id of that study, and False.
+    """
+    insert = dialect(connection).insert(STUDIES).values(study_name=name).on_conflict_do_nothing()
+    study_id: int | None = connection.execute(insert.returning(STUDIES.c.study_id)).scalar()
+    if study_id is None:
+        existing: int = connection.execute(sa.select(STUDIES.c.study_id).filter_by(study_name=name)).scalar_one()
+        return existing, False
+    objectives = [
+        {"study_id": study_id, "objective": number, "direction": direction}
+        for number, direction in enumerate(directions)
+    ]
+    connection.execute(sa.insert(DIRECTIONS), objectives)
+    return study_id, True
+
+
 def read_study_attr(connection: Connection, study_id: int, key: str, table: sa.Table = STUDY_ATTRS) -> Any:
     """Return the value of a study attribute, None if it is not set."""
     query = sa.select(table.c.value_json).where(table.c.study_id == study_id, table.c.key == key)
@@ -86,6 +106,18 @@ def set_study_attrs(
     """Set attributes of a study."""
     rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
     upsert(connection, table, rows)
+
+
+def insert_study_attr(connection: Connection, study_id: int, key: str, value: Any) -> None:
+    """Set a user attribute of a study unless the study has it already."""
+    row = {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
+    connection.execute(dialect(connection).insert(STUDY_ATTRS).values(row).on_conflict_do_nothing())
+
+
+def count_trials(connection: Connection, study_id: int) -> int:
+    """Return the number of trials of a study."""
+    count = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
+    return connection.execute(count).scalar_one()
 
 
 def insert_trials(connection: Connection, study_id: int, trials: Sequence[FrozenTrial]) -> None:
@@ -126,6 +158,23 @@ def are_stored(connection: Connection, study_id: int, trials: Sequence[FrozenTri
     return sorted(map(key, found)) == sorted(map(key, trials))
 
 
+def lock_claimable(connection: Connection, trial_ids: Collection[int], count: int, frozen: bool) -> list[int]:
+    """Return the first `count` of the trials that wait, or with `frozen` that are frozen, locked, in the order of ids.
+
+    Trials that another transaction has locked are passed over.
+    """
+    frozen_ones = sa.select(SYSTEM_ATTRS.c.trial_id).where(SYSTEM_ATTRS.c.key == FROZEN)
+    running = (TRIALS.c.state == TrialState.RUNNING) & TRIALS.c.trial_id.in_(frozen_ones)
+    first = (
+        sa.select(TRIALS.c.trial_id)
+        .where(TRIALS.c.trial_id.in_(list(trial_ids)), running if frozen else TRIALS.c.state == TrialState.WAITING)
+        .order_by(TRIALS.c.trial_id)
+        .limit(count)
+        .with_for_update(skip_locked=True)
+    )
+    return list(connection.execute(first).scalars())
+
+
 def claim_trials(connection: Connection, trial_ids: Collection[int], now: datetime.datetime, worker: Row) -> None:
     """Set trials to RUNNING, claimed by the worker."""
     update_trials(connection, trial_ids, state=TrialState.RUNNING, datetime_start=now)
@@ -137,6 +186,12 @@ def lock_claimed(connection: Connection, claims: Claims) -> set[int]:
     """Return the ids of the trials whose claims are still valid, locked until the transaction ends."""
     found = connection.execute(SELECT_RUNNING, {"ids": list(claims)})
     return {trial_id for trial_id, start in found if start == claims[trial_id]}
+
+
+def ended_at(connection: Connection, trial_ids: Collection[int], time: datetime.datetime) -> set[int]:
+    """Return the ids of the trials that ended at this time, to the microsecond."""
+    ended = TRIALS.c.trial_id.in_(list(trial_ids)) & (TRIALS.c.datetime_complete == time)
+    return set(connection.execute(sa.select(TRIALS.c.trial_id).where(ended)).scalars())
 
 
 def requeue_trials(connection: Connection, trial_ids: Collection[int]) -> None:
