@@ -35,6 +35,8 @@ EDGE = 0.05  # fraction of the range's width, of the logarithms for a log range
 
 Side = Literal["low", "high"]
 
+_DIGITS = 15  # decimal digits that a float keeps: a sum of decimals has no rounding error in them
+
 
 def edge_of(searched: Range, value: float) -> Side | None:
     """Return the edge of a range at which a value lies; None where it lies at none."""
@@ -118,8 +120,8 @@ def _warning(parameter: Parameter, searched: Range, value: str, edge: Side, wide
 
 
 def bound_text(value: float) -> str:
-    """Return the text of a bound in a study file, with at most six digits."""
-    return str(value) if isinstance(value, int) else f"{value:.6g}"
+    """Return the text of a bound in a study file."""
+    return str(value) if isinstance(value, int) else f"{value:.{_DIGITS}g}"
 
 
 def _bounds(searched: Range, edge: Side, integer: bool) -> list[float]:
@@ -131,5 +133,6 @@ def _bounds(searched: Range, edge: Side, integer: bool) -> list[float]:
         step = searched.step or (1 if integer else 0)
         widths = [(high - low) * share for share in (1.0, 0.5, 0.1)]
         candidates = [bound + outwards * (math.ceil(width / step - 1e-9) * step if step else width) for width in widths]
-    rounded = [round(value) if integer else float(f"{value:.6g}") for value in candidates]
+    digits = _DIGITS if searched.step else 6  # the steps continue: values that the range had stay in it
+    rounded = [round(value) if integer else float(f"{value:.{digits}g}") for value in candidates]
     return [value for value in rounded if (value - bound) * outwards > 0]

@@ -15,7 +15,7 @@ from hpo.errors import HpoError
 from hpo.results.edges import edge_of
 from hpo.results.narrow.next_study import changed_study
 from hpo.results.narrow.ranges import best_configurations, changes
-from hpo.search.space import candidate, check_space, count, distributions
+from hpo.search.space import belongs, candidate, check_space, count, distributions
 from hpo.studyfile import Choices, Parameter, Range, Study, parse_study
 
 LR = {"low": 1e-6, "high": 1e-2, "log": True}
@@ -129,6 +129,19 @@ def test_steps_are_kept_and_whole() -> None:
     assert change.new == Range(22, 58)
     assert isinstance(change.new.low, int)
     assert isinstance(change.new.high, int)
+
+
+def test_a_widened_range_continues_the_steps_of_one_with_many_digits() -> None:
+    written = {"low": 0.12345678, "high": 0.92345678, "step": 0.1}
+    study = study_of(network={"dropout": 0.0}, optimizer={"lr": 0.1, "weight_decay": written})
+    few = [{"weight_decay": value} for value in (0.12345678, 0.22345678, 0.32345678)]
+    (change,) = changes(study, few)
+    assert change.line() == (
+        "weight_decay: 0.12345678..0.92345678 -> 0.02345678..0.42345678 "
+        "(widened: the best value, 0.123457, lies at the lower edge)"
+    )
+    after = changed_study(study, [change], "digits-2", ["digits"])
+    assert all(belongs(after, distributions(after), each) for each in few)
 
 
 def test_the_best_tenth_decides_at_least_three_and_at_most_twenty() -> None:

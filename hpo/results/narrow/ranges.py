@@ -71,7 +71,7 @@ class Change:
         why = ""
         if self.widened is not None:
             edge = "upper" if self.widened == "high" else "lower"
-            best = f"{self.best:.1e}" if self.old.log and not self.parameter.integer else bound_text(self.best)
+            best = f"{self.best:{'.1e' if self.old.log and not self.parameter.integer else '.6g'}}"
             why = f" (widened: the best value, {best}, lies at the {edge} edge)"
         return f"{self.parameter.name}: {_range_text(self.old)} -> {_range_text(self.new)}{why}"
 
