@@ -17,6 +17,8 @@ thread a core: "share" is their time by that of hpo's epoch; at 100%, nothing el
 
 A whole search: `hpo launch` in a new process against two new processes of a plain Optuna loop on one SQLite file, which
 read their images as tensors from a file and report each epoch. Start-up is included, and hpo uses `precision = "auto"`.
+"imports, products" is a bound: a process that imports only the packages that a launch needs, and then the products of
+all epochs in float32.
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ EPOCHS, POPULATION, PROCESSES = 50, 32, 2
 DATASETS = ("mnist", "fashion_mnist", "digits")
 PRECISIONS = ("float32", "bfloat16")
 PLAIN = "plain torch, 2 processes"
+PACKAGES = "import torch, sklearn.model_selection, optuna, sqlalchemy, alembic, pydantic, typer"
 LAUNCH = "import sys; from hpo.cli import main; sys.exit(main())"
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -179,11 +182,22 @@ def plain_search(tensors: Tensors, batch_norm: bool, trials: int, epochs: int, c
 def compare_searches(dataset: str, split: DeviceSplit, batch_norm: bool, given: argparse.Namespace) -> None:
     """Print the time of a trial in whole searches, start-up included."""
     settings = (batch_norm, given.trials, given.epochs, given.cores)
-    candidates = {
-        "plain Optuna, 2 processes": lambda: plain_search(tensors_of(split), *settings),
-        "hpo launch": lambda: launch(dataset, *settings),
-    }
-    seconds = alternate(candidates, given.searches, warm_up=False)
+    config = study_of(dataset, batch_norm, 1, "float32").first_config
+    stack = [Member(number, config, number) for number in range(POPULATION // given.cores)]
+    products = [products_of_epoch(stack, split, "float32") for _ in range(given.cores)]
+    with ThreadPool(given.cores, torch.set_num_threads, (1,)) as threads:
+
+        def bound() -> None:
+            subprocess.run([sys.executable, "-c", PACKAGES], check=True)
+            for _ in range(-(-given.trials * given.epochs // POPULATION)):
+                threads.map(lambda run: run(), products, chunksize=1)
+
+        candidates = {
+            "plain Optuna, 2 processes": lambda: plain_search(tensors_of(split), *settings),
+            "hpo launch": lambda: launch(dataset, *settings),
+            "imports, products": bound,
+        }
+        seconds = alternate(candidates, given.searches, warm_up=False)
     title = f"search, {'with' if batch_norm else 'without'} batch norm"
     print(*table(title, seconds, given.trials, "plain Optuna, 2 processes"), sep="\n", end="\n\n", flush=True)
 
