@@ -46,8 +46,8 @@ def test_nothing_is_collected_during_the_start_up_and_its_objects_never() -> Non
     assert gc.get_threshold()[0] == COLLECTION_THRESHOLD
     frozen = gc.get_freeze_count()
     assert frozen >= len(new)
-    end_startup()  # a second call does nothing
-    assert gc.get_freeze_count() == frozen
+    end_startup()  # a second call exempts nothing more; objects that nobody needs any more are freed
+    assert gc.get_freeze_count() <= frozen
 
 
 def test_a_search_ends_the_start_up_before_its_first_trial(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_command_that_does_not_end_its_start_up_collects_later(monkeypatch: py
     new = [[] for _ in range(5 * COLLECTION_THRESHOLD)]
     assert len(new) > gc.get_stats()[0]["collections"] > collections
     assert gc.get_threshold()[0] == COLLECTION_THRESHOLD
-    assert gc.get_freeze_count() == frozen  # nothing is exempt
+    assert gc.get_freeze_count() <= frozen  # nothing more is exempt
 
 
 def test_the_process_of_a_command_delays_its_collections() -> None:

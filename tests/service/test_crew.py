@@ -287,8 +287,9 @@ def test_a_study_with_all_its_trials_is_launched_again_without_training(storage:
 def test_two_workers_share_the_rungs_of_halving_and_the_launch_shows_frozen_trials(
     launch: Start, storage: Storage
 ) -> None:
+    # Long enough that the launch looks at the workers, once a second, while trials are frozen.
     study = study_of(
-        training={"epochs": 5}, search={"trials": 16, "population": 2, "pruner": "halving", "rung": 1, "factor": 2}
+        training={"epochs": 50}, search={"trials": 16, "population": 2, "pruner": "halving", "rung": 10, "factor": 2}
     )
     running = launch(study, "--json")
     assert running.status() == 0
