@@ -17,10 +17,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import optuna
 import torch
 from torch import nn
 
@@ -116,10 +118,7 @@ def evaluate_test_set(
     shown: dict[str, Any] = {}
     with _scores_in_errors(shown), new_folder(folder) as files:
         if options.from_checkpoint:
-            advice = "omit --from-checkpoint, and it is trained again"
-            trained = [
-                read_checkpoint(storage, stored, each.trial, each.config, planned, advice) for each in subject.members
-            ]
+            trained = _read_checkpoints(storage, stored, subject, planned)
         else:
             trained = _train(study, subject, attrs[RUN]["precision"], planned, stop, say)
         network = _saved_network(files, name, subject, planned, trained, task)
@@ -130,20 +129,17 @@ def evaluate_test_set(
             write_files(files, result, _input_format(planned, task), task.kind)
             return result
 
-        def scores_on(examples: SealedExamples, subnetworks: int | None) -> dict[str, Any]:
-            found = evaluate_network(network, examples, task, names, metric, subnetworks, trained[0].seed)
-            training, metrics = planned.split.train.targets, metrics_of_test(metric, task)
-            return found | {"trivial": trivial_scores(task, training, examples.targets, metrics)}
+        def scores_on(examples: SealedExamples, subnetworks: int | None, what: str) -> dict[str, Any]:
+            with network_errors(study, subject.label, what):
+                found = evaluate_network(network, examples, task, names, metric, subnetworks, trained[0].seed)
+                training, metrics = planned.split.train.targets, metrics_of_test(metric, task)
+                return found | {"trivial": trivial_scores(task, training, examples.targets, metrics)}
 
-        def evaluate() -> dict[str, Any]:
-            with network_errors(study, subject.label, "the test set"):
-                return scores_on(test_set, options.subnetworks)
-
-        with network_errors(study, subject.label, "training examples"):
-            dry_run = scores_on(sample, few)
+        dry_run = scores_on(sample, few, "training examples")
         write_result(1, dry_run)  # fails now if the disk is full
         target = StudyRef(stored._study_id, name, attrs.get(IDENTITY))
         origin = {**subject.record(), "from_checkpoint": options.from_checkpoint}
+        evaluate = partial(scores_on, test_set, options.subnetworks, "the test set")
         evaluation = _recorded(storage, target, options.again, origin, evaluate)
         shown.update(evaluation["result"])
         result = write_result(evaluation["look"], evaluation["result"])
@@ -226,6 +222,12 @@ def _whole(study: Study, planned: NetworkPlan) -> Split:
     if whole.content_sha256 != planned.split.content_sha256:
         raise HpoError(f"study '{study.name}': its data changed while they were read: start `hpo test` again")
     return whole
+
+
+def _read_checkpoints(storage: Storage, stored: optuna.Study, subject: Subject, planned: NetworkPlan) -> list[Trained]:
+    """Read the weights of the members of the subject from the checkpoints of the search."""
+    advice = "omit --from-checkpoint, and it is trained again"
+    return [read_checkpoint(storage, stored, each.trial, each.config, planned, advice) for each in subject.members]
 
 
 def _train(
