@@ -93,7 +93,7 @@ def why_not_stackable(modules: Sequence[nn.Module], examples: Tensor, own_exampl
     except CannotStackError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001 - the module runs, but cannot be copied, or not in the proof's type
-        return f"its stacked training cannot be checked: {_first_line(error)}"
+        return f"its stacked training cannot be checked: {first_line(error)}"
     return None
 
 
@@ -196,7 +196,7 @@ class Grouping:
                 problem = str(error)
                 continue
             except Exception as error:  # noqa: BLE001 - the constructor does not take the largest arguments together
-                problem = f"their largest arguments make no network: {_first_line(error)}"
+                problem = f"their largest arguments make no network: {first_line(error)}"
                 continue
             others.append(settings)
             self._families[architecture] = first
@@ -235,6 +235,7 @@ def _kinds(value: Any) -> Any:
     return type(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error for users, after the type of any other error."""
     text = str(error) if isinstance(error, HpoError) else f"{type(error).__name__}: {error}"
     return (text.splitlines() or [""])[0]

@@ -40,7 +40,7 @@ from hpo.errors import HpoError
 from hpo.training.allocator import reused_memory
 from hpo.training.device_data import DeviceSplit
 from hpo.training.devices import is_out_of_memory
-from hpo.training.grouping import stack_key
+from hpo.training.grouping import first_line, stack_key
 from hpo.training.networks.builtin import build
 from hpo.training.networks.user_defined import in_type, load_values
 from hpo.training.networks.weights_file import State
@@ -327,7 +327,7 @@ def _padding(
         if not user_defined or is_out_of_memory(error):
             raise
         # The proof compares a few of the architectures at a time (hpo/training/grouping.py).
-        problem = f"{settings[0].module}: the largest arguments of these networks make none: {error}"
+        problem = f"{settings[0].module}: the largest arguments of these networks make none: {first_line(error)}"
         raise CannotStackError(problem) from error
     template = template.to(split.device)
     return Padding([each.own_shape(largest) for each in shapes], template, user_defined), template

@@ -236,7 +236,7 @@ class Grouped(nn.Module):
     def __init__(self, shape, classes, width=6, groups=1):
         super().__init__()
         if width % groups:
-            raise ValueError(f"{width} units are not {groups} equal groups")
+            raise ValueError(f"{width} units are not {groups} equal groups\\nChoose another width.")
         self.units, self.head = nn.Linear(64, width), nn.Linear(width, classes)
 
     def forward(self, x):
@@ -323,5 +323,5 @@ def test_members_whose_largest_arguments_make_no_network_train_one_at_a_time(tmp
     assert [len(group) for group in trainer.groups(members)] == [10]
     trained = [set(result.metrics) for result in trainer.train(members)]
     assert trained == [{number} for number in range(10)]
-    problem = "the largest arguments of these networks make none: 31 units are not 3 equal groups"
+    problem = "the largest arguments of these networks make none: ValueError: 31 units are not 3 equal groups"
     assert warnings == [f"nets.py:Grouped: {problem}; these 10 trials train one at a time"]
