@@ -117,27 +117,34 @@ def with_chains(
     root: nn.Module,
     layers: dict[str, StackedLayer],
     stacked: set[fx.Node],
-) -> list[Step]:
-    """Return the program with linear layers, and what follows them, as one step.
+    whole: bool,
+) -> list[tuple[list[fx.Node], Run, list[str]]]:
+    """Return the program with linear layers, and what follows them, as one step, and each step with its nodes.
 
-    A chain and the next one are one step where only the next one reads its output. `layers` are the stacked layers by
-    their modules' names, with " at NODE" for dropout; `stacked` are the nodes with stacked values. Nothing but the
-    chains reads the values between their layers, so they run where their first layer does.
+    If `whole`, a chain and the next one are one step where only the next one reads its output. `layers` are the stacked
+    layers by their modules' names, with " at NODE" for dropout; `stacked` are the nodes with stacked values. Nothing
+    but the chains reads the values between their layers, so they run where their first layer does.
     """
-    found = {step[0]: step for step in steps}
+    runs = {name: run for name, run, _ in steps}
+    frees = {name: free for name, _, free in steps}
+    found: list[tuple[list[fx.Node], Run, list[str]]] = []
+    chained: set[fx.Node] = set()
     for node in graph.nodes:
-        if called(node, root) is nn.Linear and node.name in found:
+        if node in chained:
+            continue
+        nodes, run = [node], runs[node.name]
+        if called(node, root) is nn.Linear:
             chain, nodes = _find_chain(node, root, layers)
             chains = [chain]
-            while (following := _only_reader(nodes[-1])) is not None and called(following, root) is nn.Linear:
-                chain, more = _find_chain(following, root, layers)
+            while whole and (reader := _only_reader(nodes[-1])) is not None and called(reader, root) is nn.Linear:
+                chain, more = _find_chain(reader, root, layers)
                 chains.append(chain)
                 nodes += more
-            (source,), parts = node.all_input_nodes, [found.pop(each.name) for each in nodes[1:]]
-            _, run, free = found[node.name]
-            runs = [(node.name, run), *(part[:2] for part in parts)]
-            found[node.name] = (nodes[-1].name, _run_chains(chains, source.name, source in stacked, runs), free)
-    return list(found.values())
+            (source,) = node.all_input_nodes
+            run = _run_chains(chains, source.name, source in stacked, [(each.name, runs[each.name]) for each in nodes])
+            chained.update(nodes)
+        found.append((nodes, run, frees[node.name]))
+    return found
 
 
 def _run_chains(chains: Sequence[LinearChain], source: str, is_stacked: bool, runs: Sequence[tuple[str, Run]]) -> Run:

@@ -194,28 +194,33 @@ def _program(
         elif node.op == "call_module":
             count = len(members) if padding is None else padding.count(str(node.target))
             run, becomes_stacked = _layer(node, members[:count], constructed, stacked)
-            if padding is not None and padding.differ_in_depth and not stacked.isdisjoint(node.all_input_nodes):
-                run = _run_first_members(run, node, padding, members[0])
         else:
             run = run_function(node, members[0], stacked)
         if becomes_stacked or (not stacked.isdisjoint(node.all_input_nodes) and not is_metadata(node)):
             stacked.add(node)
         free = [name for name, user in last_use.items() if user == node.name]
         steps.append((node.name, run, free))
-    if padding is not None and padding.differ_in_depth:  # a layer runs for some members only
-        return steps
-    return with_chains(steps, traced.graph, members[0], constructed, stacked)
+    depths = padding if padding is not None and padding.differ_in_depth else None
+    chained = with_chains(steps, traced.graph, members[0], constructed, stacked, whole=depths is None)
+    if depths is None:
+        return [(nodes[-1].name, run, free) for nodes, run, free in chained]
+    return [
+        (nodes[-1].name, _run_first_members(run, nodes[0], depths, members[0], stacked), free)
+        for nodes, run, free in chained
+    ]
 
 
 _ENDED = " ended"
 """Key of the values of members whose last hidden layer has run; no node has such a name."""
 
 
-def _run_first_members(run: Run, node: fx.Node, padding: Padding, root: nn.Module) -> Run:
-    """Return how to run a layer for the first members, those that have it, in a chain of layers.
+def _run_first_members(run: Run, node: fx.Node, padding: Padding, root: nn.Module, stacked: set[fx.Node]) -> Run:
+    """Return how to run a layer, and what is computed with it, for the first members: those that have it.
 
     The values of the other members go round it, up to a layer that they have.
     """
+    if node.op != "call_module" or stacked.isdisjoint(node.all_input_nodes):
+        return run
     (source,), target = node.all_input_nodes, str(node.target)
     units = getattr(root.get_submodule(target), "in_features", 0)
 
