@@ -34,7 +34,7 @@ from hpo.search.objective.objective_search import ObjectiveSearch
 from hpo.search.plan import AnyPlan, NetworkPlan, ObjectivePlan, baseline_scores, plan, plan_stored, to_planned_device
 from hpo.search.points import FIXED
 from hpo.search.population_search import PopulationSearch
-from hpo.search.sampling.pruners import choose_pruner, halving_of, max_epochs, patience_line
+from hpo.search.sampling.pruners import choose_pruner, halving_lines, halving_of, max_epochs
 from hpo.search.sampling.warm_start import accept_other_code, check_start, warm_start
 from hpo.search.space import Values
 from hpo.search.study_records import (
@@ -230,7 +230,7 @@ class NetworkDriver(Driver):
         on_event(self.started(before, device, self.precisions(precision)))
         if choice.why:
             on_event(Note(f"pruner: {choice.name} ({choice.why})"))
-        if line := patience_line(self.study, choice.name):
+        for line in halving_lines(self.study, choice.name):
             on_event(Note(line))
         timeout_s = self.study.search.trial_timeout
         checkpoints = TrainingCheckpoints(

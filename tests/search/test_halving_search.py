@@ -397,6 +397,27 @@ def test_no_rung_lies_within_the_rise_of_onecycle() -> None:
     assert halving_of(study).first == max(study.search.rung, math.ceil(max_epochs(study) / 2) + 1)
 
 
+@pytest.mark.parametrize(
+    ("changes", "first", "lower"),
+    [
+        ({"search": {"rung": EPOCHS}}, 5, "search.rung"),
+        (
+            {"optimizer": {"schedule": "onecycle", "pct_start": {"low": 0.1, "high": 1.0}}},
+            6,
+            "optimizer.warmup or optimizer.pct_start",
+        ),
+    ],
+)
+def test_where_no_rung_is_before_the_last_epoch_a_line_says_so(
+    changes: dict[str, Any], first: int, lower: str, storage: Storage
+) -> None:
+    study = halving_study(**changes)
+    line = f"halving prunes no trial: its first rung, epoch {first}, is not before the last epoch, 5; "
+    line += f"raise training.epochs, or lower {lower}"
+    assert line in notes(search(study, storage))
+    assert line in check_report(study, "cpu").splitlines()
+
+
 # --- Limits and failures ---
 
 

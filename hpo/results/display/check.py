@@ -17,7 +17,7 @@ from hpo.errors import StorageError, UsageError
 from hpo.results.study_facts import open_existing
 from hpo.results.trivial_baseline import trivial_baseline_of
 from hpo.search.plan import NetworkPlan, baseline_scores, member_of, plan, to_planned_device
-from hpo.search.sampling.pruners import choose_pruner, halving_of, max_epochs, patience_line
+from hpo.search.sampling.pruners import choose_pruner, halving_lines, halving_of, max_epochs
 from hpo.search.space import few_digits, size_text
 from hpo.search.study_records import stored_pruner, with_stored_defaults
 from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter, Range, Study
@@ -130,7 +130,7 @@ def _pruner_lines(study: Study, stored: str | None) -> list[str]:
     rungs = halving_of(study).rungs(max_epochs(study)) if choice.name == "halving" else []
     at = f", rungs at epochs {', '.join(map(str, rungs))}" if rungs else ""
     line = f"pruner: {choice.name}{f' (auto: {choice.why})' if choice.why else ''}{at}"
-    return [line, *filter(None, [patience_line(study, choice.name)])]
+    return [line, *halving_lines(study, choice.name)]
 
 
 def _stored_choices(study: Study, storage_url: str | None) -> tuple[Study, str | None]:

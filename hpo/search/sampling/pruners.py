@@ -35,18 +35,26 @@ def choose_pruner(study: Study, stored: str | None = None) -> PrunerChoice:
     return _choice(study) if stored is None else PrunerChoice(stored, "chosen when the study began")
 
 
-def patience_line(study: Study, pruner: str) -> str:
-    """Return a line on `search.patience` where halving lets too few trials complete to reach it, else ""."""
-    search, halving = study.search, halving_of(study)
-    if pruner != "halving" or search.patience is None:
-        return ""
-    count = halving.expected_completions(-(-search.trials // search.repeats), max_epochs(study)) * search.repeats
+def halving_lines(study: Study, pruner: str) -> list[str]:
+    """Return a line where halving has no rung, and one where too few trials complete to reach `search.patience`."""
+    if pruner != "halving":
+        return []
+    search, halving, epochs = study.search, halving_of(study), max_epochs(study)
+    if not halving.rungs(epochs):
+        lower = "search.rung" if halving.first == search.rung else "optimizer.warmup or optimizer.pct_start"
+        return [
+            f"halving prunes no trial: its first rung, epoch {halving.first}, is not before the last epoch, {epochs}; "
+            f"raise training.epochs, or lower {lower}"
+        ]
+    if search.patience is None:
+        return []
+    count = halving.expected_completions(-(-search.trials // search.repeats), epochs) * search.repeats
     if count > search.patience:
-        return ""
-    return (
+        return []
+    return [
         f"search.patience = {search.patience} counts completed trials, and with halving about {count} of "
         f"{search.trials} complete: it will not end the study"
-    )
+    ]
 
 
 def _choice(study: Study) -> PrunerChoice:
