@@ -186,7 +186,7 @@ class Trainer:
     ) -> Generator[EpochResult, Collection[int], None]:
         """Train the members that are not invalid; the invalid ones fail in the first epoch."""
         for reason in dict.fromkeys(invalid.values()):
-            self._warn(f"{list(invalid.values()).count(reason)} trials failed: {reason}")
+            self._warn_failed(list(invalid.values()).count(reason), reason)
         with closing(self.train([member for member in members if member.number not in invalid], spent_s)) as epochs:
             result: EpochResult | None = next(epochs)
             while result is not None:
@@ -201,9 +201,12 @@ class Trainer:
             try:
                 yield from self.train(part, spent_s)
             except HpoError as error:
-                self._warn(f"{len(part)} trial{'s' * (len(part) > 1)} failed: {error}")
+                self._warn_failed(len(part), str(error))
                 reasons = dict.fromkeys((member.number for member in part), str(error))
                 yield EpochResult(part[0].epoch + 1, {}, reasons, lambda numbers: {}, lambda numbers: {})
+
+    def _warn_failed(self, count: int, reason: str) -> None:
+        self._warn(f"{count} trial{'s' * (count > 1)} failed: {reason}")
 
     def _fastest_sizes(self, members: Sequence[Member], split: DeviceSplit, precision: str) -> dict[str, int]:
         """Return the most members of a stack, by `stack_key`: measured once, with members whose training is long.

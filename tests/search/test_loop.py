@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -179,19 +180,20 @@ def test_study_with_failed_trials_only_ends(storage: Storage) -> None:
 
 
 def test_invalid_architecture_fails_with_a_reason_and_others_are_trained(storage: Storage) -> None:
+    points = [{"kernel": kernel, "lr": 0.1 + place / 100} for place, kernel in enumerate([3, 9, 3, 7, 9, 3])]
     study = study_of(
-        network={"kind": "cnn", "conv": [2], "hidden": [], "kernel": {"choices": [3, 9]}},
-        search={"trials": 6, "population": 6},
+        network={"kind": "cnn", "conv": [2], "pool": 3, "hidden": [], "kernel": {"choices": [3, 7, 9]}},
+        search={"trials": 6, "population": 6, "points": points},
     )
     events = search(study, storage)
     trials = trials_of(storage)
     check_events(events, trials)
     for trial in trials:
         assert trial.state == (TrialState.COMPLETE if trial.params["kernel"] == 3 else TrialState.FAIL)
-    reasons = {trial.user_attrs["reason"] for trial in trials if trial.state == TrialState.FAIL}
-    assert len(reasons) == 1
-    assert "no pixel is left of a 8x8 image" in reasons.pop()
-    assert any(isinstance(event, Note) and event.level == "warning" for event in events)
+    reasons = Counter(trial.user_attrs["reason"] for trial in trials if trial.state == TrialState.FAIL)
+    assert all("no pixel is left of a 8x8 image" in reason for reason in reasons)
+    warnings = {event.text for event in events if isinstance(event, Note) and event.level == "warning"}
+    assert warnings == {f"{'1 trial' if count == 1 else '2 trials'} failed: {text}" for text, count in reasons.items()}
 
 
 def study_with_pruner(pruner: str, **changes: object) -> Study:
