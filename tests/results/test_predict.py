@@ -9,6 +9,7 @@ import math
 import os
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ from hpo.results.final_test.evaluate import EvaluationOptions, evaluate_test_set
 from hpo.results.final_test.model_card import CARD_FILE
 from hpo.results.final_test.model_folder import WEIGHTS_FILE, sha256
 from hpo.results.final_test.predict import predictions
-from hpo.storage import open_storage
-from hpo.training.networks.weights_file import read_weights, weights_to_bytes
+from hpo.search.plan import member_of, plan, to_planned_device
+from hpo.storage import Storage, open_storage
+from hpo.training.networks.builtin import build
+from hpo.training.networks.weights_file import State, read_weights, weights_to_bytes
+from hpo.training.population import train
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +68,34 @@ def test_the_test_images_get_the_answers_that_were_counted(tested: Path, model: 
     result = json.loads((tested / "result.json").read_text())
     assert (answers == labels).mean() == result["test"]["accuracy"]
     assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
+
+
+def test_the_averaged_weights_of_the_best_epoch_predict(storage: Storage, tmp_path: Path) -> None:
+    study = study_of(
+        optimizer={"kind": "momentum", "lr": {"choices": [1.5]}},
+        training={"epochs": 6, "ema": 0.7, "keep": "best"},
+        search={"trials": 1},
+    )
+    search(study, storage)
+    options = EvaluationOptions(device="cpu", folder=tmp_path / "tested", from_checkpoint=True)
+    result, folder = evaluate_test_set(storage, "tiny", options, threading.Event(), lambda text: None)
+    best = result["weights"]["epochs"]
+    assert 1 < best < 6
+    member = member_of(study, 0, study.config({"lr": 1.5}))
+    with closing(train([member], to_planned_device(study, plan(study, "cpu"))[0], "float64")) as epochs:
+        state = next(each.freeze([0])[0] for each in epochs if each.epoch == best)
+    assert state.averages is not None
+    found = [float(row["probability"]) for row in predict(folder, sealed_digits().inputs)]
+
+    def largest(weights: State) -> list[float]:
+        network = build(member.config.network, (1, 8, 8), 10, 0).double()
+        network.load_state_dict({**state.network, **weights})
+        with torch.no_grad():
+            outputs = network.eval()(torch.from_numpy(sealed_digits().inputs).double())
+        return torch.softmax(outputs, 1).amax(1).tolist()
+
+    assert found == pytest.approx(largest(state.averages), abs=2e-6)  # printed with six decimals
+    assert found != pytest.approx(largest(state.network), abs=1e-3)
 
 
 def test_bytes_are_as_the_data_set_has_them_and_floats_from_0_to_1(model: Path) -> None:

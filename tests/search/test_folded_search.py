@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tiny import search, study_of, tree, trials_of
 import hpo
 from hpo.data import load_split
 from hpo.errors import HpoError
+from hpo.results.reproduce.verify import verify
 from hpo.search.plan import plan
 from hpo.search.study_records import CURVE
 from hpo.storage import Storage
@@ -94,6 +96,16 @@ def test_all_that_follows_a_search_serves_folds(tmp_path: Path, monkeypatch: pyt
     tested = found.test(say=lambda line: None).found
     assert tested.result["weights"]["images"] == 150  # all folds together
     assert found.write_report().exists()
+
+
+def test_lion_and_averaged_weights_on_folds_are_those_of_a_trial_alone(storage: Storage) -> None:
+    lion = {"kind": "lion", "lr": {"low": 1e-3, "high": 0.1, "log": True}, "beta1": {"low": 0.8, "high": 0.99}}
+    study = folded(optimizer=lion, training={"epochs": 4, "ema": {"low": 0.5, "high": 0.9}})
+    search(study, storage)
+    certificate = verify(storage, "tiny", 6, "cpu", threading.Event(), pytest.fail)
+    assert len(certificate["trials"]) == 6
+    assert max(certificate["largest"].values()) <= 1e-9
+    assert len({tuple(trial.system_attrs[CURVE]["val_loss"]) for trial in trials_of(storage)}) == 6
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from tiny import after_epochs, check_whole, search, study_of, trials_of
 from hpo.errors import StudyFileError
 from hpo.results.export.best import export
 from hpo.results.ranking import top_lines
+from hpo.search.plan import member_of, plan, to_planned_device
 from hpo.search.sampling.samplers import GENERATION, check_search
+from hpo.search.space import config_of
 from hpo.search.study_records import CURVE
 from hpo.storage import Storage, best_trials, load_study
 from hpo.storage.artifacts import checkpoint_files
 from hpo.storage.pareto import trials_since_best
 from hpo.studyfile import Study
+from hpo.training.population import train
 
 SIZES = {"hidden": {"choices": [[4], [8], [16]]}}
 PARAMETERS = {"[4]": 310, "[8]": 610, "[16]": 1210}  # 64 inputs, 10 classes: 75 n + 10
@@ -51,6 +55,25 @@ def test_a_trial_has_a_value_for_each_metric(storage: Storage) -> None:
         assert parameters == PARAMETERS[trial.params["hidden"]]
         assert 0 < seconds < 60
         assert list(trial.intermediate_values.values()) == curve["val_accuracy"]
+
+
+def test_a_plateau_follows_the_validation_loss_where_another_metric_is_maximized(storage: Storage) -> None:
+    """The accuracy rises while the loss falls: reductions by it would come in other epochs."""
+    optimizer = {"schedule": "plateau", "plateau_patience": 0, "plateau_factor": 0.3}
+    study = study_of(optimizer=optimizer, training={"epochs": 6}, search={"metric": "val_accuracy", "trials": 4})
+    search(study, storage)
+    split = to_planned_device(study, plan(study, "cpu"))[0]
+
+    def losses(trial: FrozenTrial, metric: str) -> list[float]:
+        """Return the validation losses of the trial alone, with reductions by a metric of its stored curve."""
+        member = member_of(study, trial.number, config_of(study, trial.params))
+        given = replace(member, val_losses=tuple(trial.system_attrs[CURVE][metric]))
+        return [each.metrics[trial.number]["val_loss"] for each in train([given], split, "float64")]
+
+    for trial in trials_of(storage):
+        stored = pytest.approx(trial.system_attrs[CURVE]["val_loss"], abs=1e-9)
+        assert losses(trial, "val_loss") == stored
+        assert losses(trial, "val_accuracy") != stored
 
 
 def test_all_metrics_come_from_the_best_epoch_of_the_first_metric(storage: Storage) -> None:
