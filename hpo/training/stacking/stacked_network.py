@@ -201,26 +201,23 @@ def _program(
         free = [name for name, user in last_use.items() if user == node.name]
         steps.append((node.name, run, free))
     depths = padding if padding is not None and padding.differ_in_depth else None
-    chained = with_chains(steps, traced.graph, members[0], constructed, stacked, whole=depths is None)
-    if depths is None:
-        return [(nodes[-1].name, run, free) for nodes, run, free in chained]
-    return [
-        (nodes[-1].name, _run_first_members(run, nodes[0], depths, members[0], stacked), free)
-        for nodes, run, free in chained
-    ]
+    program = []
+    for nodes, run, free in with_chains(steps, traced.graph, members[0], constructed, stacked, whole=depths is None):
+        if depths is not None and nodes[0].op == "call_module" and not stacked.isdisjoint(nodes[0].all_input_nodes):
+            run = _run_first_members(run, nodes[0], depths, members[0])
+        program.append((nodes[-1].name, run, free))
+    return program
 
 
 _ENDED = " ended"
 """Key of the values of members whose last hidden layer has run; no node has such a name."""
 
 
-def _run_first_members(run: Run, node: fx.Node, padding: Padding, root: nn.Module, stacked: set[fx.Node]) -> Run:
+def _run_first_members(run: Run, node: fx.Node, padding: Padding, root: nn.Module) -> Run:
     """Return how to run a layer, and what is computed with it, for the first members: those that have it.
 
     The values of the other members go round it, up to a layer that they have.
     """
-    if node.op != "call_module" or stacked.isdisjoint(node.all_input_nodes):
-        return run
     (source,), target = node.all_input_nodes, str(node.target)
     units = getattr(root.get_submodule(target), "in_features", 0)
 
