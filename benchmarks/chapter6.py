@@ -194,7 +194,7 @@ def compare_searches(dataset: str, split: DeviceSplit, batch_norm: bool, given: 
 
         candidates = {
             "plain Optuna, 2 processes": lambda: plain_search(tensors_of(split), *settings),
-            "hpo launch": lambda: launch(dataset, *settings),
+            "launch of hpo": lambda: launch(dataset, *settings),
             "imports, products": bound,
         }
         seconds = alternate(candidates, given.searches, warm_up=False)
