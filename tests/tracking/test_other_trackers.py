@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import run
 from tiny import tree
 
 import hpo
@@ -34,8 +32,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> hpo.StoredStudy:
 
 def export(tracker: str) -> None:
     """Export in a process of its own: these packages leave threads and processes behind."""
-    command = [Path(sys.executable).with_name("hpo"), "export", "small", "--storage", "sqlite:///hpo.db"]
-    done = subprocess.run([*command, "--to", tracker], env={**os.environ}, capture_output=True, text=True, check=False)
+    done = run(["export", "small", "--storage", "sqlite:///hpo.db", "--to", tracker])
     assert (done.returncode, done.stdout, done.stderr) == (0, f"small: 2 trials in {tracker}\n", "")
 
 
