@@ -1,4 +1,4 @@
-"""Fixtures of the trackers: a searched study of 64 trials, and a real MLflow server on this machine."""
+"""Fixtures of the trackers: a searched study of 16 trials, and a real MLflow server on this machine."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def quiet() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the storage of a study of 64 trials: complete, pruned, and failed ones, and the weights of five."""
+    """Return the storage of a study of 16 trials: complete, pruned, and failed ones, and the weights of five."""
     file = tmp_path_factory.mktemp("searched") / "hpo.db"
     study = tree(
         training={"epochs": 4, "keep": "best"},
-        search={"trials": 62, "sampler": "random", "population": 32, "pruner": "none"},
+        search={"trials": 14, "sampler": "random", "population": 14, "pruner": "none"},
     )
     hpo.launch(study, storage=f"sqlite:///{file}", device="cpu", progress="quiet")
     stored = load_study(open_storage(f"sqlite:///{file}"), "tiny")

@@ -98,11 +98,11 @@ def assert_equal(server: Server, study: hpo.StoredStudy) -> None:
         assert found == {each.number: each.curve[metric].tolist() for each in trials if each.epochs}
 
 
-def test_64_exported_runs_equal_the_storage_and_a_second_export_changes_nothing(
+def test_exported_runs_equal_the_storage_and_a_second_export_changes_nothing(
     server: Server, study: hpo.StoredStudy
 ) -> None:
     target = f"mlflow:{server.url}"
-    assert study.export_to(target) == f"tiny: 64 trials in {target}"
+    assert study.export_to(target) == f"tiny: 16 trials in {target}"
     assert {trial.state for trial in study.trials()} == {"complete", "pruned", "failed"}
     assert_equal(server, study)
     runs = server.runs("tiny")
@@ -197,9 +197,13 @@ def test_a_server_that_dies_costs_one_warning_and_an_export_writes_what_is_missi
     display, events = at_second_population(die)
     uri = f"mlflow:http://user:secret@127.0.0.1:{proxy.port}"
     launched = hpo.launch(
-        tree(name="dies"), storage="sqlite:///hpo.db", device="cpu", progress=display, track=[uri, "tensorboard:logs"]
+        tree(name="dies", search={"trials": 4, "population": 2}),
+        storage="sqlite:///hpo.db",
+        device="cpu",
+        progress=display,
+        track=[uri, "tensorboard:logs"],
     )
-    assert [trial.state for trial in launched.trials()] == ["complete"] * 6
+    assert [trial.state for trial in launched.trials()] == ["complete"] * 4
     (warning,) = [event.text for event in events if isinstance(event, Note) and event.level == "warning"]
     assert warning.startswith(f"mlflow:http://user:***@127.0.0.1:{proxy.port}: cannot be written (")
     assert "`hpo export dies --to mlflow:http://user:***@127.0.0.1:" in warning
@@ -222,7 +226,7 @@ def test_a_launch_writes_live_what_an_export_would_write(
 
     display, events = at_second_population(look)
     launched = hpo.launch(
-        tree(name="live", search={"trials": 8, "repeats": 2}),
+        tree(name="live", search={"trials": 4, "population": 2, "repeats": 2}),
         storage="sqlite:///hpo.db",
         device="cpu",
         progress=display,

@@ -158,7 +158,7 @@ def test_one_process_at_a_time_writes(sync: Sync, recorder: Recorder, storage: S
 
 def test_news_are_the_trials_that_have_changed(storage: Storage) -> None:
     content = StudyContent(storage, "tiny")
-    assert [trial.number for trial in content.news()] == list(range(64))
+    assert [trial.number for trial in content.news()] == list(range(16))
     assert content.news() == []
 
 
