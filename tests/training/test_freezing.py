@@ -55,7 +55,7 @@ class Stackable(nn.Module):
 
     def forward(self, x):
         row = self.drop1(self.instance1(torch.tanh(self.norm1(self.conv1(x.squeeze(1))))))
-        row = self.rms(self.layer(row)) + self.embedding((x[:, 0, :4, 0] > 0.5).long())
+        row = row + self.rms(self.layer(row)) + self.embedding((x[:, 0, :4, 0] > 0.5).long())
         image = self.group(self.prelu(self.norm2(self.conv2(x))))
         image = self.drop2(self.instance2(torch.sigmoid(image)))
         h = self.drop(row.flatten(1) + image.mean(2).flatten(1)) * self.scale + self.shift
