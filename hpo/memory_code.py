@@ -130,8 +130,10 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 def _source(value: Any, functions: list[FunctionType]) -> str:
     """Return the source text, or a text of the compiled code where there is none."""
-    with contextlib.suppress(OSError, TypeError, SyntaxError, TokenError):  # TypeError: a class of a notebook
-        return inspect.getsource(value)
+    # For a file that does not exist, inspect takes the lines of the running script for those of the object.
+    if all(linecache.getlines(each.__code__.co_filename) for each in functions):
+        with contextlib.suppress(OSError, TypeError, SyntaxError, TokenError):  # TypeError: a class of a notebook
+            return inspect.getsource(value)
     for function in functions if isinstance(value, type) else ():
         lines, line = linecache.getlines(function.__code__.co_filename), function.__code__.co_firstlineno
         with contextlib.suppress(SyntaxError):
