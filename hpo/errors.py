@@ -54,6 +54,9 @@ class SettingError(HpoError):
         self.key, self.problem = key, problem
         super().__init__(f"{key}: {problem}")
 
+    def __reduce__(self) -> tuple[type[SettingError], tuple[str, str]]:
+        return type(self), (self.key, self.problem)  # for the message of a process
+
 
 class StorageError(HpoError):
     """The storage cannot be opened, read or written."""

@@ -34,6 +34,12 @@ def reused_memory() -> Iterator[None]:
     try:
         yield
     finally:
+        return_freed_memory()
+
+
+def return_freed_memory() -> None:
+    """Return the memory of freed tensors to the operating system."""
+    if (library := _glibc()) is not None:
         library.malloc_trim(0)
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from hpo.errors import HpoError
 from hpo.training.device_data import DeviceSplit
-from hpo.training.population import parallel_stacks, step_flops
+from hpo.training.parallel import step_flops, use_of_cores
 from hpo.training.stack import Member
 from hpo.training.timing import STEPS, Run, Way, fitting, start, time_alternately, unless_too_large
 
@@ -78,7 +78,7 @@ def choose_stack_size(
     Stacks are doubled until that makes them slower. Copies of the member train, one stack a core: see
     `population.train` for `precision`, `timeout_s` and errors. A size that does not fit into memory is not chosen.
     """
-    cores, _ = parallel_stacks(population * step_flops(member, split), population, split.device)
+    cores = use_of_cores([member] * population, population * step_flops(member, split), split).stacks
 
     def begin(size: int) -> Run:
         copies = [replace(member, number=number) for number in range(cores * size)]

@@ -1,10 +1,6 @@
 """Train a population: K members side by side on one device, epoch by epoch.
 
-On a CPU the members are divided into stacks, one per core or more, each core with a thread of its own. The threads
-synchronize once an epoch. Threads inside each operation would synchronize a thousand times as often, and all of them
-would wait whenever another process occupies a core: on a busy machine, stacks were 3 to 30 times as fast
-(docs/explanation/log.md). A GPU has one stack. So have networks that are so small that Python's overhead, which threads
-cannot share, dominates.
+On a CPU the members are divided into stacks, one per core or more (hpo/training/parallel.py). A GPU has one stack.
 
 `train` is a generator. After every epoch it yields the members' metrics and receives the members to drop: pruning,
 reporting, progress displays and graceful stops all build on this interface. A member's results depend on its settings
@@ -25,15 +21,12 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
-from multiprocessing.pool import ThreadPool
 from types import MappingProxyType
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from hpo.errors import HpoError
@@ -44,16 +37,13 @@ from hpo.training.grouping import first_line, stack_key
 from hpo.training.networks.builtin import build
 from hpo.training.networks.user_defined import in_type, load_values
 from hpo.training.networks.weights_file import State
+from hpo.training.parallel import AnyStack, Folds, UseOfCores, parallel_epochs, step_flops, use_of_cores
 from hpo.training.shapes.division import divide
 from hpo.training.shapes.padding import Padding
 from hpo.training.shapes.template import NetworkShape, largest_network, largest_settings, network_shape
-from hpo.training.size import device_memory, measure_network, member_size, network_size, shape_key
+from hpo.training.size import device_memory, member_size, shape_key
 from hpo.training.stack import DTYPES, Member, MemberMetrics, MemberState, Stack
 from hpo.training.stacking.trace import CannotStackError, TraceCache
-
-MIN_STEP_FLOPS_PER_THREAD = 100_000_000
-"""Floating-point operations in a step from which a further thread pays: about a millisecond."""
-
 
 T = TypeVar("T")
 
@@ -119,9 +109,9 @@ def train(
     """
     mixed = len({stack_key(member.config) for member in members}) > 1
     deadline = None if timeout_s is None else time.monotonic() + timeout_s - spent_s
-    folds, shapes, workers, threads = _make_stacks(members, split, precision, stacked, traces, stack_sizes)
+    folds, shapes, cores = _make_stacks(members, split, precision, stacked, traces, stack_sizes)
     stacks_at_first = len(folds[0])
-    with reused_memory(), _parallel_epochs(workers, threads) as run:
+    with reused_memory(), parallel_epochs(folds, cores) as run:
         for epoch in range(members[0].epoch + 1, members[0].config.training.epochs + 1):
             left = None if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
             try:
@@ -145,7 +135,7 @@ def train(
                 return
 
 
-def _untrainable(parts: Sequence[MemberMetrics | HpoError], stacks: Iterable[Stack], mixed: bool) -> dict[int, str]:
+def _untrainable(parts: Sequence[MemberMetrics | HpoError], stacks: Iterable[AnyStack], mixed: bool) -> dict[int, str]:
     """Return the reasons of members whose stacks raised errors. Raises the error where all have one architecture."""
     reasons: dict[int, str] = {}
     for part, stack in zip(parts, stacks, strict=True):
@@ -154,10 +144,6 @@ def _untrainable(parts: Sequence[MemberMetrics | HpoError], stacks: Iterable[Sta
                 raise part
             reasons |= dict.fromkeys(stack.numbers, str(part))
     return reasons
-
-
-Folds = list[list[Stack]]
-"""The stacks of each fold, with the same members in the same order."""
 
 
 def _mean_over_folds(folds: Sequence[MemberMetrics]) -> MemberMetrics:
@@ -202,8 +188,8 @@ def _make_stacks(
     stacked: bool,
     traces: Callable[[str], TraceCache] | None,
     stack_sizes: Mapping[str, int],
-) -> tuple[Folds, int, int, int]:
-    """Return each fold's stacks, the number of different networks, the stacks trained at a time, and their threads."""
+) -> tuple[Folds, int, UseOfCores]:
+    """Return each fold's stacks, the number of different networks, and how the stacks use the cores."""
     _require_memory(members, split, precision)
     modules = [
         [build(m.config.network, split.shape, split.task.outputs, m.seed).to(split.device) for m in members]
@@ -212,16 +198,16 @@ def _make_stacks(
     keys = [_shape_key(member, module) for member, module in zip(members, modules[0], strict=True)]
     firsts = {key: keys.index(key) for key in keys}
     flops = {key: step_flops(members[i], split, modules[0][i]) for key, i in firsts.items()}
-    count, threads = parallel_stacks(sum(flops[key] for key in keys), len(members), split.device)
+    cores = use_of_cores(members, sum(flops[key] for key in keys), split)
     shapes: list[NetworkShape] = []
     parts: Sequence[Sequence[int]]
     if len(firsts) > 1:
         found = {key: network_shape(members[i].config.network, modules[0][i], split.shape) for key, i in firsts.items()}
         shapes = [found[key] for key in keys]
         batch_sizes = [member.config.training.batch_size for member in members]
-        parts = divide([stack_key(member.config) for member in members], shapes, batch_sizes, count)
+        parts = divide([stack_key(member.config) for member in members], shapes, batch_sizes, cores.stacks)
     else:
-        parts = _cut(range(len(members)), count)
+        parts = _cut(range(len(members)), cores.stacks)
     sizes = [stack_sizes.get(stack_key(members[part[0]].config), len(part)) for part in parts]
     parts = [piece for part, size in zip(parts, sizes, strict=True) for piece in _cut(part, -(-len(part) // size))]
     for fold, of_fold in enumerate(modules):
@@ -236,30 +222,8 @@ def _make_stacks(
         own = [shapes[i] for i in part] if shapes else []
         return _make_stack([members[i] for i in part], of_part, own, typed, fold, precision, stacked, traces)
 
-    folds = [[make(part, fold) for part in parts] for fold in range(len(modules))]
-    return folds, len(firsts), count, threads
-
-
-def step_flops(member: Member, split: DeviceSplit, module: nn.Module | None = None) -> int:
-    """Return the floating-point operations of a member's training step.
-
-    A user-defined network is measured with `module`, which is constructed without it.
-    """
-    settings = member.config.network
-    if settings.kind == "module" and module is not None:
-        size = measure_network(module, split.shape)
-    else:
-        size = network_size(settings, split.shape, split.task.outputs)
-    # A multiplication and an addition each for the output, for its gradient and for the weight's gradient.
-    return 6 * size.products * member.config.training.batch_size
-
-
-def parallel_stacks(flops: int, members: int, device: torch.device) -> tuple[int, int]:
-    """Return how many stacks train at a time, and the threads of each, for the operations of a step of all members."""
-    cores = torch.get_num_threads() if device.type == "cpu" else 1
-    threads = max(1, min(cores, flops // MIN_STEP_FLOPS_PER_THREAD))
-    count = min(threads, members)
-    return count, threads // count
+    folds: Folds = [[make(part, fold) for part in parts] for fold in range(len(modules))]
+    return folds, len(firsts), cores
 
 
 def _cut(members: Sequence[int], count: int) -> list[Sequence[int]]:
@@ -331,26 +295,6 @@ def _padding(
         raise CannotStackError(problem) from error
     template = template.to(split.device)
     return Padding([each.own_shape(largest) for each in shapes], template, user_defined), template
-
-
-@contextmanager
-def _parallel_epochs(
-    stacks: int, threads: int
-) -> Iterator[Callable[[Sequence[tuple[Stack, int]], float | None], list[MemberMetrics | HpoError]]]:
-    """Yield a function that trains one epoch of all stacks in parallel, each in a thread that uses `threads` cores.
-
-    Its second argument is a timeout in seconds. A thread that hangs remains until the process ends: nothing else can
-    end it.
-    """
-    with ThreadPool(stacks, torch.set_num_threads, (threads,)) as pool:
-        yield lambda epochs, timeout_s: pool.starmap_async(_epoch, epochs, 1).get(timeout_s)
-
-
-def _epoch(stack: Stack, epoch: int) -> MemberMetrics | HpoError:
-    try:
-        return stack.epoch(epoch)
-    except HpoError as error:
-        return error
 
 
 def _is_finite(metrics: dict[str, float]) -> bool:

@@ -99,7 +99,7 @@ def test_stacks_grow_until_they_are_slower(
         return step_s[size] * len(arguments["members"])
 
     set_seconds(seconds, monkeypatch)
-    monkeypatch.setattr("hpo.training.population.MIN_STEP_FLOPS_PER_THREAD", 1)
+    monkeypatch.setattr("hpo.training.parallel.MIN_STEP_FLOPS_PER_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     found = choose_stack_size(member(0, config()), 12, SPLIT, "float64")
     assert found == pytest.approx(chosen)

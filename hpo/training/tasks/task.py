@@ -84,6 +84,11 @@ class Task:
         """The number of metrics that are sums over the rows of a split: the loss, for classification also accuracy."""
         return len(SUMS[self.kind]) // 2
 
+    @property
+    def has_user_functions(self) -> bool:
+        """Whether the loss or a metric is a function of the user."""
+        return self.user_loss is not None or any(isinstance(each, UserMetric) for each in self.metrics.values())
+
     def to(self, device: torch.device) -> Task:
         """Return the task for examples on this device."""
         return replace(

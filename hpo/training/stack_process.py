@@ -1,0 +1,166 @@
+"""A stack in a process of its own, which is forked from this one. Linux only.
+
+Two threads of one process hand Python's lock over around every operation, which costs small stacks up to 40% of their
+time (docs/explanation/log.md); processes have a lock each. A fork is there in milliseconds, with the stack and, in the
+same memory, the examples. It answers one call at a time, and results are those of the stack in this process.
+
+A stack process runs tensor operations only: none of the user's functions, no storage, no output. It ignores Ctrl-C,
+which the process that it was forked from decides about, and ends with that process, at the latest after its epoch.
+Where it is killed, MemoryError is raised, because the kernel kills processes when memory is full.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
+
+import torch
+
+from hpo.training.allocator import return_freed_memory
+from hpo.training.global_locks import WARNINGS_LOCK
+from hpo.training.networks.weights_file import State
+from hpo.training.optimizers.optimizer import FrozenOptimizer
+from hpo.training.optimizers.schedules import Plateau
+from hpo.training.stack import MemberMetrics, MemberState, Stack
+
+PARENT_CHECK_S = 2.0
+"""Seconds after which a waiting stack process looks whether the process that it was forked from still runs."""
+
+
+def can_fork(device: torch.device) -> bool:
+    """Return whether stacks on this device can have processes: those on a CPU, on Linux machines without a GPU.
+
+    torch refuses backward passes in a fork of a process that knows a GPU.
+    """
+    return device.type == "cpu" and sys.platform == "linux" and not torch.accelerator.is_available()
+
+
+class StackProcess:
+    """The process of a stack, with the stack's interface. `others` are lists of stacks, which it drops from its memory.
+
+    Drop the stack after this call: its training goes on in the process only.
+    """
+
+    def __init__(self, stack: Stack, others: Collection[list[Any]]) -> None:
+        self.numbers = stack.numbers
+        self._connection, theirs = Pipe()
+        parent = os.getpid()
+        with WARNINGS_LOCK, warnings.catch_warnings():
+            # Python 3.12 warns of forks beside threads, whose locks stay locked in the fork: it uses none of them.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._pid: int | None = os.fork()
+        if self._pid == 0:
+            _serve(stack, others, theirs, parent)
+        theirs.close()
+
+    def epoch(self, epoch: int) -> MemberMetrics:
+        """Train an epoch: see `Stack.epoch`."""
+        found: MemberMetrics = self._call("epoch", epoch)
+        return found
+
+    def remove(self, numbers: Collection[int]) -> None:
+        """Remove these members. After the last one, the process ends."""
+        remaining = [number for number in self.numbers if number not in numbers]
+        if remaining and len(remaining) < len(self.numbers):
+            self._call("remove", set(numbers))
+        self.numbers = remaining
+        if not remaining:
+            self.kill()
+            self.wait()
+
+    def states(self, numbers: Collection[int]) -> dict[int, State]:
+        """Return the weights of these members: see `Stack.states`."""
+        found: dict[int, State] = self._tensors("states", numbers)
+        return found
+
+    def freeze(self, numbers: Collection[int]) -> dict[int, MemberState]:
+        """Return the states of these members: see `Stack.freeze`."""
+        found: dict[int, MemberState] = self._tensors("freeze", numbers)
+        return found
+
+    def kill(self) -> None:
+        """End the process, also within an epoch; it exists until `wait`."""
+        if self._pid is not None:
+            os.kill(self._pid, signal.SIGKILL)
+
+    def wait(self) -> int | None:
+        """Wait for the end of the process; return its exit status, or None if that is not known."""
+        pid, self._pid = self._pid, None
+        with suppress(ChildProcessError):  # somebody else waited for it
+            return None if pid is None else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return None
+
+    def _tensors(self, method: str, numbers: Collection[int]) -> Any:
+        own = {*numbers} & {*self.numbers}
+        if not own:
+            return {}
+        with torch.serialization.safe_globals([MemberState, FrozenOptimizer, Plateau]):
+            return torch.load(io.BytesIO(self._call(method, own)), weights_only=True)
+
+    def _call(self, method: str, argument: object) -> Any:
+        """Return the result of a stack's method. Raises its exception, and one where the process has ended."""
+        try:
+            self._connection.send((method, argument))
+            result, error = self._connection.recv()
+        except (EOFError, ConnectionError) as failure:
+            raise self._ended() from failure
+        if error is not None:
+            raise error
+        return result
+
+    def _ended(self) -> Exception:
+        status = self.wait()
+        if status == -signal.SIGKILL:
+            return MemoryError("the process of a stack was killed, as when memory is full")
+        return RuntimeError(f"the process of a stack ended with status {status}")
+
+
+def _serve(stack: Stack, others: Collection[list[Any]], connection: Connection, parent: int) -> NoReturn:
+    """Answer calls until the parent process ends."""
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        for each in signal.valid_signals():
+            if callable(signal.getsignal(each)):
+                signal.signal(each, signal.SIG_IGN if each == signal.SIGINT else signal.SIG_DFL)
+        gc.freeze()  # the parent's objects: they must not be finalized here
+        for stacks in others:
+            stacks.clear()
+        return_freed_memory()
+        torch.set_num_threads(1)
+        calls: dict[str, Callable[[Any], Any]] = {
+            "epoch": stack.epoch,
+            "remove": stack.remove,
+            "states": lambda numbers: _as_file(stack.states(numbers)),
+            "freeze": lambda numbers: _as_file(stack.freeze(numbers)),
+        }
+        while os.getppid() == parent:
+            if connection.poll(PARENT_CHECK_S):
+                method, argument = connection.recv()
+                result, raised = None, None
+                try:
+                    result = calls[method](argument)
+                except Exception as error:  # noqa: BLE001 - raised in the parent
+                    error.add_note(traceback.format_exc())
+                    raised = error
+                connection.send((result, raised))
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _as_file(values: object) -> bytes:
+    """Return values as the bytes of a file of `torch.save`: a message of tensors would share memory, which may lack."""
+    file = io.BytesIO()
+    torch.save(values, file)
+    return file.getvalue()
