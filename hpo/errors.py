@@ -54,8 +54,8 @@ class SettingError(HpoError):
         self.key, self.problem = key, problem
         super().__init__(f"{key}: {problem}")
 
-    def __reduce__(self) -> tuple[type[SettingError], tuple[str, str]]:
-        return type(self), (self.key, self.problem)  # for the message of a process
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.key, self.problem), vars(self)  # for a message between processes
 
 
 class StorageError(HpoError):

@@ -1,0 +1,276 @@
+"""Processes of stacks: the results of threads bit for bit, errors, and their ends, with processes killed for real."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from deadlines import deadline, wait_for
+from torch_reference import config, made_images, member
+
+from hpo.errors import SettingError
+from hpo.training import parallel
+from hpo.training.population import EpochResult, TrialTimeout, train
+from hpo.training.stack import Member, MemberMetrics, Stack
+from hpo.training.stack_process import can_fork
+from hpo.training.tasks.user_functions import UserLoss
+from hpo.training.trainer import Trainer
+
+pytestmark = pytest.mark.skipif(not can_fork(torch.device("cpu")), reason="no forks on this machine")
+
+SPLIT = made_images(train=45, validation=20)
+EPOCHS = 4
+
+
+@pytest.fixture(autouse=True)
+def _two_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Train all populations in two stacks, each in a process."""
+    for limit in ("MIN_PROCESS_FLOPS", "MIN_STEP_FLOPS_PER_PROCESS", "MIN_STEP_FLOPS_PER_THREAD"):
+        monkeypatch.setattr(parallel, limit, 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+    assert not forks(), "a process outlived its population"
+
+
+def forks() -> list[psutil.Process]:
+    """Return the forks of this process."""
+    own = psutil.Process()
+    return [each for each in own.children() if each.is_running() and each.cmdline() == own.cmdline()]
+
+
+def members_of(count: int = 6, **settings: Any) -> list[Member]:
+    return [member(n, config(epochs=EPOCHS, **settings)) for n in range(count)]
+
+
+def results(members: Sequence[Member], leaving: dict[int, set[int]], precision: str, processes: bool) -> list[Any]:
+    """Return what each epoch yields, weights and states included; members leave after epochs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "can_fork", lambda device: processes)
+        epochs, found = train(members, SPLIT, precision), list[Any]()
+        result: EpochResult | None = next(epochs)
+        assert len(forks()) == 2 * processes
+        while result is not None:
+            left = [*result.metrics]
+            found.append((result.metrics, result.failed, result.states(left), result.freeze(left)))
+            try:
+                result = epochs.send(leaving.get(result.epoch, set()))
+            except StopIteration:
+                result = None
+    return found
+
+
+def assert_equal(first: object, second: object) -> None:
+    """Assert that nested values, and records of them, are equal, tensors bit for bit."""
+    assert type(first) is type(second)
+    if isinstance(first, torch.Tensor):
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+    elif isinstance(first, dict) and isinstance(second, dict):
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            assert_equal(value, second[key])
+    elif isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_equal(one, other)
+    elif hasattr(first, "__dict__"):
+        assert_equal(vars(first), vars(second))
+    else:
+        assert first == second
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "mlp": {"batch_norm": True, "dropout": 0.3, "training": {"ema": 0.9}, "optimizer": {"kind": "adamw", "clip": 1.0}},
+    "cnn": {
+        "kind": "cnn",
+        "conv": [3],
+        "kernel": 3,
+        "optimizer": {"kind": "muon", "schedule": "plateau", "plateau_patience": 1},
+    },
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_processes_have_the_results_of_threads_bit_for_bit(network: str, precision: str) -> None:
+    """Also after members have left, after a whole stack has left, and in a population that continues from states."""
+    members, leaving = members_of(**NETWORKS[network]), {1: {1}, 2: {3, 4, 5}}
+    found = results(members, leaving, precision, processes=True)
+    assert [[*metrics] for metrics, *_ in found] == [[0, 1, 2, 3, 4, 5], [0, 2, 3, 4, 5], [0, 2], [0, 2]]
+    assert_equal(found, results(members, leaving, precision, processes=False))
+    thawed = [replace(members[n], state=state) for n, state in found[1][3].items()]
+    assert_equal(results(thawed, {}, precision, True), results(thawed, {}, precision, False))
+
+
+def test_a_member_that_diverges_fails_alone() -> None:
+    members = members_of(4, lr=0.1)
+    members[3] = member(3, config(epochs=EPOCHS, lr=1e300))
+    (first, failed, *_), *_ = results(members, {}, "float64", processes=True)
+    assert ([*first], [*failed]) == ([0, 1, 2], [3])
+
+
+def test_user_functions_are_called_in_this_process() -> None:
+    """A stack whose loss is a function of the user has a thread."""
+    called = set[int]()
+
+    def loss(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        called.add(os.getpid())
+        return torch.nn.functional.cross_entropy(output, targets, reduction="none")
+
+    own = replace(SPLIT, task=replace(SPLIT.task, user_loss=UserLoss("loss.py:loss", loss)))
+    with closing(train(members_of(), own, "float32")) as epochs:
+        assert next(epochs).stacks == 2
+        assert not forks()
+    assert called == {os.getpid()}
+
+
+def test_processes_end_with_their_stack_and_with_the_population() -> None:
+    with closing(train(members_of(), SPLIT, "float32")) as epochs:
+        next(epochs)
+        assert len(forks()) == 2
+        epochs.send({0, 1, 2})
+        assert len(forks()) == 1
+    assert not forks()
+
+
+def in_epoch(monkeypatch: pytest.MonkeyPatch, action: Callable[[Stack], None], epoch: int = 2) -> None:
+    """Let a stack of the members do this at the beginning of its epoch."""
+    train_epoch = Stack.epoch
+
+    def replaced(stack: Stack, number: int) -> MemberMetrics:
+        if number == epoch:
+            action(stack)
+        return train_epoch(stack, number)
+
+    monkeypatch.setattr(Stack, "epoch", replaced)
+
+
+def test_a_killed_process_halves_the_population(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel kills a process when memory is full; the members start again, in smaller populations."""
+    parent = os.getpid()
+
+    def kill(stack: Stack) -> None:
+        if len(stack.numbers) == 4 and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    expected = results(members_of(8), {}, "float64", processes=False)[-1][0]
+    in_epoch(monkeypatch, kill)
+    warnings, found = list[str](), MemberMetrics()
+    for result in Trainer(SPLIT, "float64", warnings.append).train(members_of(8)):
+        found |= result.metrics
+    assert warnings == ["out of memory with 8 networks at once: continuing with half as many"]
+    for number, metrics in expected.items():
+        assert found[number] == pytest.approx(metrics, rel=1e-9)  # other stacks: another order of sums
+
+
+def test_a_process_that_ends_is_an_error_with_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_epoch(monkeypatch, lambda stack: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(RuntimeError, match=r"^the process of a stack ended with status -15$"):
+        list(train(members_of(), SPLIT, "float32"))
+
+
+@pytest.mark.parametrize("error", [SettingError("network.module", "returns a list"), KeyError("weight")])
+def test_errors_are_those_of_the_stack_with_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(stack: Stack) -> None:
+        raise error
+
+    in_epoch(monkeypatch, fail)
+    with pytest.raises(type(error)) as raised:
+        list(train(members_of(), SPLIT, "float32"))
+    assert (str(raised.value), vars(raised.value).keys()) == (str(error), {*vars(error), "__notes__"})
+    assert "in fail\n" in raised.value.__notes__[0]
+
+
+def test_a_process_that_hangs_ends_at_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_epoch(monkeypatch, lambda stack: threading.Event().wait())  # type: ignore[arg-type,return-value]
+    limit = round(deadline(1))
+    with pytest.raises(TrialTimeout, match=rf"^took longer than search\.trial_timeout, {limit} s \(epoch 2\)$"):
+        list(train(members_of(), SPLIT, "float32", timeout_s=limit))
+
+
+SCRIPT = """
+import sys
+import torch
+from torch_reference import config, made_images, member
+from hpo.training import parallel
+from hpo.training.population import train
+parallel.MIN_PROCESS_FLOPS = parallel.MIN_STEP_FLOPS_PER_PROCESS = 1
+torch.set_num_threads(2)
+for result in train([member(n, config(epochs=10**6)) for n in range(4)], made_images(), "float32"):
+    if result.epoch < 3:
+        print("trained", flush=True)
+        sys.stdin.readline()
+"""
+"""Trains an epoch and waits for a line, two times, and then trains without an end."""
+
+
+@pytest.fixture
+def parent() -> Iterator[subprocess.Popen[str]]:
+    """A process whose population has two processes, in a process group of its own."""
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path])
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def processes_after_epoch(parent: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return the two processes of the population after its next epoch."""
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "trained\n"
+    found = psutil.Process(parent.pid).children()
+    assert len(found) == 2
+    return found
+
+
+def next_epoch(parent: subprocess.Popen[str]) -> None:
+    assert parent.stdin is not None
+    parent.stdin.write("\n")
+    parent.stdin.flush()
+
+
+def all_ended(processes: Collection[psutil.Process]) -> bool:
+    return not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in processes)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_processes_end_when_the_one_they_were_forked_from_is_killed(
+    training: bool, parent: subprocess.Popen[str]
+) -> None:
+    """Between two epochs and within one, although each process holds the connections of those before it."""
+    processes = processes_after_epoch(parent)
+    if training:
+        for _ in range(2):
+            next_epoch(parent)
+    parent.kill()
+    wait_for(lambda: all_ended(processes))
+
+
+def test_ctrl_c_is_for_the_process_that_they_were_forked_from(parent: subprocess.Popen[str]) -> None:
+    """A terminal sends the signal to all processes; those of the stacks go on until they are ended."""
+    processes = processes_after_epoch(parent)
+    for each in processes:
+        each.send_signal(signal.SIGINT)
+    next_epoch(parent)
+    assert processes_after_epoch(parent) == processes
+    os.killpg(parent.pid, signal.SIGINT)
+    wait_for(lambda: parent.poll() is not None and all_ended(processes))
