@@ -4,8 +4,9 @@ Two threads of one process hand Python's lock over around every operation, which
 time (docs/explanation/log.md); processes have a lock each. A fork is there in milliseconds, with the stack and, in the
 same memory, the examples. It answers one call at a time, and results are those of the stack in this process.
 
-A stack process runs tensor operations only: none of the user's functions, no storage, no output. It ignores Ctrl-C,
-which the process that it was forked from decides about, and ends with that process, at the latest after its epoch.
+A stack process runs tensor operations only: none of the user's functions, no storage, no output. It closes all files of
+the process that it was forked from and ignores Ctrl-C, which that one decides about; it ends with it, at the latest
+after its epoch.
 Where it is killed, MemoryError is raised, because the kernel kills processes when memory is full.
 """
 
@@ -129,6 +130,7 @@ def _serve(stack: Stack, others: Collection[list[Any]], connection: Connection, 
     """Answer calls until the parent process ends."""
     status = 1
     try:
+        _close_files({0, 1, 2, connection.fileno()})
         signal.set_wakeup_fd(-1)
         for each in signal.valid_signals():
             if callable(signal.getsignal(each)):
@@ -157,6 +159,13 @@ def _serve(stack: Stack, others: Collection[list[Any]], connection: Connection, 
         status = 0
     finally:
         os._exit(status)
+
+
+def _close_files(kept: Collection[int]) -> None:
+    """Close the parent's files, pipes and sockets: whoever waits for their end must not wait for this process."""
+    for each in {*map(int, os.listdir("/proc/self/fd"))} - {*kept}:
+        with suppress(OSError):  # the folder itself
+            os.close(each)
 
 
 def _as_file(values: object) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -143,6 +144,18 @@ def test_processes_end_with_their_stack_and_with_the_population() -> None:
         epochs.send({0, 1, 2})
         assert len(forks()) == 1
     assert not forks()
+
+
+def test_processes_hold_no_files_of_the_one_they_were_forked_from() -> None:
+    """The end of a pipe is seen although the processes were forked while it was open."""
+    reader, writer = os.pipe()
+    with closing(train(members_of(), SPLIT, "float32")) as epochs:
+        next(epochs)
+        os.close(writer)
+        assert len(forks()) == 2
+        assert select.select([reader], [], [], deadline())[0]
+        assert os.read(reader, 1) == b""
+    os.close(reader)
 
 
 def in_epoch(monkeypatch: pytest.MonkeyPatch, action: Callable[[Stack], None], epoch: int = 2) -> None:
