@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch_reference import KINDS, assert_same, muon_in_float64, seeded, torch_optimizer
 
 from hpo.studyfile import OptimizerSettings
+from hpo.training.optimizers import fused
 from hpo.training.optimizers.muon import hidden_matrices
 from hpo.training.optimizers.optimizer import Optimizer
 from hpo.training.stacking.stacked_network import StackedNetwork
@@ -94,6 +95,13 @@ def losses(logits: Tensor) -> Tensor:
     return torch.stack([F.cross_entropy(each, LABELS) for each in logits]).sum()
 
 
+@pytest.fixture(params=[10**9, 0], ids=["rule", "fused"])
+def _least_elements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Update all parameters by the rule of the kind, or by its kernel where there is one."""
+    monkeypatch.setattr(fused, "FUSED", {kind: (update, request.param) for kind, (update, _) in fused.FUSED.items()})
+
+
+@pytest.mark.usefixtures("_least_elements")
 @pytest.mark.parametrize("kind", KINDS)
 def test_twenty_steps(kind: str) -> None:
     assert_same_steps([own_settings(kind, number) for number in range(3)])
@@ -105,6 +113,7 @@ def test_twenty_steps_with_torchs_defaults(kind: str) -> None:
     assert_same_steps([OptimizerSettings.model_validate({"kind": kind, "lr": lr}) for lr in (0.01, 0.05)])
 
 
+@pytest.mark.usefixtures("_least_elements")
 @pytest.mark.parametrize("kind", KINDS)
 def test_state_and_settings_stay_with_their_member_when_another_is_removed(kind: str) -> None:
     assert_same_steps([own_settings(kind, number) for number in range(3)], leave_after=7)

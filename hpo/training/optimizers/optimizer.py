@@ -1,9 +1,10 @@
 """Optimizers with hyperparameters per member, over blocks of parameters.
 
-Each kind is an update rule (hpo/training/optimizers/rules.py) that updates all members in one pass. Weight decay acts
-on blocks of weights only. Optimizer state has the type of the master values. A member's gradient is clipped by its norm
-over all blocks, as torch.nn.utils.clip_grad_norm_ does before an optimizer step. A parameter without a gradient is not
-updated, nor are its optimizer state and step count, as in torch where the gradient is None.
+Each kind is an update rule (hpo/training/optimizers/rules.py) that updates all members at once, or for large parameters
+on a CPU one after the other (hpo/training/optimizers/fused.py). Weight decay acts on blocks of weights only. Optimizer
+state has the type of the master values. A member's gradient is clipped by its norm over all blocks, as
+torch.nn.utils.clip_grad_norm_ does before an optimizer step. A parameter without a gradient is not updated, nor are its
+optimizer state and step count, as in torch where the gradient is None.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hpo.studyfile import OptimizerSettings
+from hpo.training.optimizers.fused import Update, fused_update
 from hpo.training.optimizers.muon import muon
 from hpo.training.optimizers.rules import DECOUPLED, HYPERPARAMETERS, RULES, OptimizerState, hyperparameter
 from hpo.training.optimizers.schedules import Plateau, is_scheduled, learning_rates
@@ -34,6 +36,7 @@ class _Part:
     decayed: bool
     step: int
     hidden: torch.Size | None = None  # the shape of a hidden matrix, for Muon
+    fused: Update | None = None
 
 
 @dataclass(frozen=True)
@@ -147,10 +150,14 @@ class Optimizer:
             if factors is not None:
                 grad.mul_(factors)
             of_part = others if part.hidden is None else hyper
-            if part.decayed and self._decays and decoupled:
-                part.master.mul_(1 - of_part["lr"] * of_part["weight_decay"])
-            elif part.decayed and self._decays:
-                grad.addcmul_(part.master, hyper["weight_decay"])
+            decay = hyper["weight_decay"] if part.decayed and self._decays else None
+            if part.fused is not None:
+                part.fused(part.master, grad, part.state, of_part, decay, part.step)
+                continue
+            if decay is not None and decoupled:
+                part.master.mul_(1 - of_part["lr"] * decay)
+            elif decay is not None:
+                grad.addcmul_(part.master, decay)
             if part.hidden is not None:
                 muon(part.master, grad, part.state, of_part, part.hidden)
             else:
@@ -188,9 +195,9 @@ class Optimizer:
                 master, grad = block.master[:, columns], block.grad[:, columns]
                 moments = [moment[:, columns] for moment in state]
                 # A matrix is a block of its own.
-                parts.append(
-                    _Part(slots, master, grad, moments, block.decayed, steps[len(parts)], hidden.get(slots[0]))
-                )
+                shape = hidden.get(slots[0])
+                fused = fused_update(self._kind, master) if shape is None else None
+                parts.append(_Part(slots, master, grad, moments, block.decayed, steps[len(parts)], shape, fused))
         return parts
 
     def _clip_factors(self, clips: Tensor, parts: Sequence[_Part]) -> Tensor:

@@ -18,9 +18,6 @@ HYPERPARAMETERS = ("lr", "weight_decay", "momentum", "alpha", "beta1", "beta2", 
 DEFAULT_EPS = {"adagrad": 1e-10}
 """torch's default for eps where it is not 1e-8."""
 
-LEAST_FUSED_ELEMENTS = 4096
-"""Elements of a member from which Adam on a CPU is faster one member at a time."""
-
 Hyper = dict[str, Tensor]
 """Hyperparameter -> value per member, [K, 1]."""
 OptimizerState = list[Tensor]
@@ -52,9 +49,6 @@ def _rmsprop(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, s
 
 
 def _adam(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
-    if value.device.type == "cpu" and value.shape[1] >= LEAST_FUSED_ELEMENTS:
-        _fused_adam(value, grad, state, hyper, step)
-        return
     beta1, beta2 = hyper["beta1"], hyper["beta2"]
     mean, square = state
     mean.mul_(beta1).addcmul_(grad, 1 - beta1)
@@ -62,21 +56,6 @@ def _adam(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step
     scale = torch.sqrt(1 - beta2**step)
     denominator = torch.sqrt(square, out=grad).div_(scale).add_(hyper["eps"])
     value.addcmul_(torch.div(mean, denominator, out=denominator), -hyper["lr"] / (1 - beta1**step))
-
-
-def _fused_adam(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
-    """Update one member after the other by the kernel of torch.optim.Adam(fused=True).
-
-    It reads and writes each tensor once. torch's public function for it takes 50 us a member to check its arguments.
-    """
-    settings = torch.cat([hyper[name] for name in ("lr", "beta1", "beta2", "eps")], 1).tolist()
-    members = zip(*(each.unbind() for each in (value, grad, *state)), settings, strict=True)
-    steps = [torch.tensor(float(step))]
-    for own, own_grad, mean, square, (lr, beta1, beta2, eps) in members:
-        lists: tuple[list[Tensor], ...] = [own], [own_grad], [mean], [square], [], steps
-        torch._fused_adam_(
-            *lists, lr=lr, beta1=beta1, beta2=beta2, weight_decay=0.0, eps=eps, amsgrad=False, maximize=False
-        )
 
 
 def _lion(value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, step: int) -> None:
