@@ -49,7 +49,7 @@ from hpo.search.study_records import (
 )
 from hpo.storage import Storage, StudySummary, check_open, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study
-from hpo.training.choices import choose_precision, pays
+from hpo.training.choices import choose_precision, measured_members, pays
 from hpo.training.device_data import DeviceSplit, steps_per_epoch
 from hpo.training.devices import describe_device, has_bfloat16
 from hpo.training.stack import Member
@@ -287,7 +287,7 @@ class NetworkDriver(Driver):
         if split.device.type == "cpu" and not has_bfloat16(split.device):
             on_event(Note("precision: float32 (this CPU has no bfloat16 instructions)"))
             return "float32"
-        training, count = self.plan.config.training, self.plan.population
+        training, count = self.plan.config.training, measured_members(self.plan.population, split.device)
         steps = self.study.search.trials * training.epochs * steps_per_epoch(len(split.train), training.batch_size)
         if not pays(count, steps):
             on_event(Note("precision: float32 (the training is shorter than a measurement of bfloat16)"))

@@ -17,6 +17,8 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+import torch
+
 from hpo.errors import HpoError
 from hpo.training.device_data import DeviceSplit
 from hpo.training.parallel import step_flops, use_of_cores
@@ -39,6 +41,10 @@ MAX_FRACTION = 0.1
 """Fraction of the training steps that a measurement may add."""
 
 
+MEASURED_PER_CORE = 8
+"""Members a core on which the precisions are compared: with more, their ratio is the same and takes longer."""
+
+
 class StackSize(NamedTuple):
     """The most members of a stack; `largest` would be one stack a core.
 
@@ -57,6 +63,11 @@ def pays(members: int, steps: int) -> bool:
     Each pair of chunks, and the warm-up, are steps of all members in both ways.
     """
     return steps * MAX_FRACTION >= 2 * (1 + LEAD) * STEPS * members
+
+
+def measured_members(population: int, device: torch.device) -> int:
+    """Return the members of a population on which the precisions are compared: on a GPU, where they fill it, all."""
+    return min(population, MEASURED_PER_CORE * torch.get_num_threads()) if device.type == "cpu" else population
 
 
 def choose_precision(members: Sequence[Member], split: DeviceSplit) -> tuple[str, float]:
