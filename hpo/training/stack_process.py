@@ -13,25 +13,24 @@ Where it is killed, MemoryError is raised, because the kernel kills processes wh
 from __future__ import annotations
 
 import gc
-import io
 import os
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from hpo.training.allocator import return_freed_memory
 from hpo.training.global_locks import WARNINGS_LOCK
 from hpo.training.networks.weights_file import State
-from hpo.training.optimizers.optimizer import FrozenOptimizer
-from hpo.training.optimizers.schedules import Plateau
 from hpo.training.stack import MemberMetrics, MemberState, Stack
 
 PARENT_CHECK_S = 2.0
@@ -81,12 +80,12 @@ class StackProcess:
 
     def states(self, numbers: Collection[int]) -> dict[int, State]:
         """Return the weights of these members: see `Stack.states`."""
-        found: dict[int, State] = self._tensors("states", numbers)
+        found: dict[int, State] = self._of_members("states", numbers)
         return found
 
     def freeze(self, numbers: Collection[int]) -> dict[int, MemberState]:
         """Return the states of these members: see `Stack.freeze`."""
-        found: dict[int, MemberState] = self._tensors("freeze", numbers)
+        found: dict[int, MemberState] = self._of_members("freeze", numbers)
         return found
 
     def kill(self) -> None:
@@ -101,12 +100,9 @@ class StackProcess:
             return None if pid is None else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         return None
 
-    def _tensors(self, method: str, numbers: Collection[int]) -> Any:
+    def _of_members(self, method: str, numbers: Collection[int]) -> Any:
         own = {*numbers} & {*self.numbers}
-        if not own:
-            return {}
-        with torch.serialization.safe_globals([MemberState, FrozenOptimizer, Plateau]):
-            return torch.load(io.BytesIO(self._call(method, own)), weights_only=True)
+        return self._call(method, own) if own else {}
 
     def _call(self, method: str, argument: object) -> Any:
         """Return the result of a stack's method. Raises its exception, and one where the process has ended."""
@@ -140,22 +136,16 @@ def _serve(stack: Stack, others: Collection[list[Any]], connection: Connection, 
             stacks.clear()
         return_freed_memory()
         torch.set_num_threads(1)
-        calls: dict[str, Callable[[Any], Any]] = {
-            "epoch": stack.epoch,
-            "remove": stack.remove,
-            "states": lambda numbers: _as_file(stack.states(numbers)),
-            "freeze": lambda numbers: _as_file(stack.freeze(numbers)),
-        }
         while os.getppid() == parent:
             if connection.poll(PARENT_CHECK_S):
                 method, argument = connection.recv()
                 result, raised = None, None
                 try:
-                    result = calls[method](argument)
+                    result = getattr(stack, method)(argument)
                 except Exception as error:  # noqa: BLE001 - raised in the parent
                     error.add_note(traceback.format_exc())
                     raised = error
-                connection.send((result, raised))
+                connection.send_bytes(_Message.dumps((result, raised)))
         status = 0
     finally:
         os._exit(status)
@@ -168,8 +158,17 @@ def _close_files(kept: Collection[int]) -> None:
             os.close(each)
 
 
-def _as_file(values: object) -> bytes:
-    """Return values as the bytes of a file of `torch.save`: a message of tensors would share memory, which may lack."""
-    file = io.BytesIO()
-    torch.save(values, file)
-    return file.getvalue()
+class _Message(ForkingPickler):
+    """A message with tensors by value: torch's own message needs shared memory, of which a container has little."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            content = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            return _tensor, (content, value.dtype, tuple(value.shape))
+        return NotImplemented
+
+
+def _tensor(content: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    if not content:  # frombuffer refuses it
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(content), dtype=dtype).reshape(shape)

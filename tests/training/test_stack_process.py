@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from hpo.errors import SettingError
 from hpo.training import parallel
 from hpo.training.population import EpochResult, TrialTimeout, train
 from hpo.training.stack import Member, MemberMetrics, Stack
-from hpo.training.stack_process import can_fork
+from hpo.training.stack_process import _Message, can_fork
 from hpo.training.tasks.user_functions import UserLoss
 from hpo.training.trainer import Trainer
 
@@ -113,6 +114,17 @@ def test_processes_have_the_results_of_threads_bit_for_bit(network: str, precisi
     assert_equal(found, results(members, leaving, precision, processes=False))
     thawed = [replace(members[n], state=state) for n, state in found[1][3].items()]
     assert_equal(results(thawed, {}, precision, True), results(thawed, {}, precision, False))
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, 3)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64])
+def test_messages_have_tensors_of_any_type_and_shape(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Such as the buffers of a user-defined network, here as a view that is not contiguous."""
+    values = torch.arange(12).reshape(2, 6)[:, ::2].to(dtype)
+    value = values if shape == (2, 3) else values[0, 0] if not shape else values[:0]
+    found = ForkingPickler.loads(_Message.dumps({"value": value}))["value"]
+    assert (found.dtype, found.shape) == (dtype, shape)
+    assert found.equal(value)
 
 
 def test_a_member_that_diverges_fails_alone() -> None:
