@@ -14,15 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from hpo.errors import HpoError
 from hpo.training.device_data import DeviceSplit, steps_per_epoch
 from hpo.training.size import measure_network, network_size
-from hpo.training.stack import Member, MemberMetrics, Stack
+from hpo.training.stack import Member, Stack
 from hpo.training.stack_process import StackProcess, can_fork
 
 MIN_PROCESS_FLOPS = 25_000_000_000
@@ -36,8 +35,8 @@ AnyStack = Stack | StackProcess
 Folds = list[list[AnyStack]]
 """The stacks of each fold, with the same members in the same order."""
 
-Run = Callable[[Sequence[tuple[AnyStack, int]], float | None], list[MemberMetrics | HpoError]]
-"""Trains each stack for its epoch, with a timeout in seconds for all."""
+Run = Callable[[Sequence[Callable[[], Any]], float | None], list[Any]]
+"""Calls functions, one for each stack, at the same time, with a timeout in seconds for all; returns their results."""
 
 
 class UseOfCores(NamedTuple):
@@ -78,8 +77,8 @@ def step_flops(member: Member, split: DeviceSplit, module: nn.Module | None = No
 
 
 @contextmanager
-def parallel_epochs(folds: Folds, cores: UseOfCores) -> Iterator[Run]:
-    """Yield a function that trains one epoch of all stacks; put processes into the places of stacks that have some.
+def parallel_stacks(folds: Folds, cores: UseOfCores) -> Iterator[Run]:
+    """Yield a function that calls all stacks at the same time; put processes into the places of stacks that have some.
 
     At the exit the processes end, also within an epoch. A thread that hangs remains until this process ends.
     """
@@ -88,7 +87,7 @@ def parallel_epochs(folds: Folds, cores: UseOfCores) -> Iterator[Run]:
         if cores.processes:
             _start_processes(folds, processes)
         with ThreadPool(cores.stacks, torch.set_num_threads, (cores.threads,)) as pool:
-            yield lambda epochs, timeout_s: pool.starmap_async(_epoch, epochs, 1).get(timeout_s)
+            yield lambda calls, timeout_s: pool.map_async(_call, calls, 1).get(timeout_s)
     finally:
         for process in processes:
             process.kill()
@@ -104,8 +103,5 @@ def _start_processes(folds: Folds, processes: list[StackProcess]) -> None:
             processes.append(process)
 
 
-def _epoch(stack: AnyStack, epoch: int) -> MemberMetrics | HpoError:
-    try:
-        return stack.epoch(epoch)
-    except HpoError as error:
-        return error
+def _call(function: Callable[[], Any]) -> Any:
+    return function()

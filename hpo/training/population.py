@@ -37,7 +37,7 @@ from hpo.training.grouping import first_line, stack_key
 from hpo.training.networks.builtin import build
 from hpo.training.networks.user_defined import in_type, load_values
 from hpo.training.networks.weights_file import State
-from hpo.training.parallel import AnyStack, Folds, UseOfCores, parallel_epochs, step_flops, use_of_cores
+from hpo.training.parallel import AnyStack, Folds, Run, UseOfCores, parallel_stacks, step_flops, use_of_cores
 from hpo.training.shapes.division import divide
 from hpo.training.shapes.padding import Padding
 from hpo.training.shapes.template import NetworkShape, largest_network, largest_settings, network_shape
@@ -65,10 +65,9 @@ class EpochResult:
     defines the loss; accuracies are fractions.
 
     `states(numbers)` returns copies of the weights after the epoch, by number, of members that trained in it; only
-    where there are no folds;
-    `freeze(numbers)` returns their whole states. Call both before the generator continues; afterwards, and for other
-    numbers, they raise KeyError. `shapes` is the number of different networks that began to train together, `stacks`
-    that of the stacks they were divided into, on one fold.
+    where there are no folds; `freeze(numbers)` returns their whole states. Call both before the generator continues or
+    is closed; afterwards, and for other numbers, they raise KeyError. `shapes` is the number of different networks that
+    began to train together, `stacks` that of the stacks they were divided into, on one fold.
     """
 
     epoch: int
@@ -111,11 +110,11 @@ def train(
     deadline = None if timeout_s is None else time.monotonic() + timeout_s - spent_s
     folds, shapes, cores = _make_stacks(members, split, precision, stacked, traces, stack_sizes)
     stacks_at_first = len(folds[0])
-    with reused_memory(), parallel_epochs(folds, cores) as run:
+    with reused_memory(), parallel_stacks(folds, cores) as run:
         for epoch in range(members[0].epoch + 1, members[0].config.training.epochs + 1):
             left = None if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
             try:
-                parts = run([(stack, epoch) for stacks in folds for stack in stacks], left)
+                parts = run([partial(_epoch, stack, epoch) for stacks in folds for stack in stacks], left)
             except multiprocessing.TimeoutError as error:
                 raise TrialTimeout(f"took longer than search.trial_timeout, {timeout_s:g} s (epoch {epoch})") from error
             failed = _untrainable(parts, itertools.chain.from_iterable(folds), mixed)
@@ -125,9 +124,11 @@ def train(
             failed |= {n: _failure_reason(epoch, metrics) for n, metrics in values.items() if not _is_finite(metrics)}
             finite = {number: metrics for number, metrics in values.items() if number not in failed}
             trained = list(folds)
-            states, freeze = partial(_states, trained), partial(_frozen, trained)
-            dropped = yield EpochResult(epoch, finite, failed, states, freeze, shapes, stacks_at_first)
-            trained.clear()  # a result that is stored somewhere must not keep the stacks alive
+            states, freeze = partial(_states, run, trained), partial(_frozen, run, trained)
+            try:
+                dropped = yield EpochResult(epoch, finite, failed, states, freeze, shapes, stacks_at_first)
+            finally:
+                trained.clear()  # a result that is stored somewhere must not keep the stacks alive
             for stack in itertools.chain.from_iterable(folds):
                 stack.remove({*failed, *(dropped or ())})
             folds = [[stack for stack in stacks if stack.numbers] for stacks in folds]
@@ -159,21 +160,29 @@ def _mean_over_folds(folds: Sequence[MemberMetrics]) -> MemberMetrics:
     return means
 
 
-def _states(folds: Folds, numbers: Collection[int]) -> dict[int, State]:
+def _epoch(stack: AnyStack, epoch: int) -> MemberMetrics | HpoError:
+    try:
+        return stack.epoch(epoch)
+    except HpoError as error:
+        return error
+
+
+def _states(run: Run, folds: Folds, numbers: Collection[int]) -> dict[int, State]:
     assert len(folds) <= 1, "folds have no common weights"
-    return _by_number([stack.states(numbers) for stacks in folds for stack in stacks], numbers)
+    stacks = folds[0] if folds else []
+    return _by_number(run([partial(stack.states, numbers) for stack in stacks], None) if stacks else [], numbers)
 
 
-def _frozen(folds: Folds, numbers: Collection[int]) -> dict[int, MemberState]:
-    states = [_by_number([stack.freeze(numbers) for stack in stacks], numbers) for stacks in folds]
-    first, *others = states or [_by_number([], numbers)]
+def _frozen(run: Run, folds: Folds, numbers: Collection[int]) -> dict[int, MemberState]:
+    parts = [run([partial(stack.freeze, numbers) for stack in stacks], None) for stacks in folds]
+    first, *others = (_by_number(part, numbers) for part in parts or [[]])
     return {n: replace(first[n], other_folds=tuple(fold[n] for fold in others)) for n in numbers}
 
 
 def _by_number(parts: Sequence[dict[int, T]], numbers: Collection[int]) -> dict[int, T]:
     found = dict(_items(parts))
     if missing := set(numbers) - found.keys():
-        raise KeyError(f"no weights of trials {sorted(missing)}: they were dropped, or the next epoch has begun")
+        raise KeyError(f"no weights of trials {sorted(missing)}: they were dropped, or the epoch is over")
     return found
 
 

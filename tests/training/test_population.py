@@ -303,6 +303,9 @@ def test_states_are_copies_for_requested_members_until_the_next_epoch() -> None:
         second.states([0])
     with pytest.raises(KeyError, match=r"\[1\]"):
         first.states([1])
+    epochs.close()
+    with pytest.raises(KeyError, match=r"\[1\]"):
+        second.states([1])
 
 
 def test_populations_in_several_threads_do_not_disturb_each_other() -> None:
