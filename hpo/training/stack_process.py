@@ -5,9 +5,9 @@ time (docs/explanation/log.md); processes have a lock each. A fork is there in m
 same memory, the examples. It answers one call at a time, and results are those of the stack in this process.
 
 A stack process runs tensor operations only: none of the user's functions, no storage, no output. It closes all files of
-the process that it was forked from and ignores Ctrl-C, which that one decides about; it ends with it, at the latest
-after its epoch.
-Where it is killed, MemoryError is raised, because the kernel kills processes when memory is full.
+the process that it was forked from and ignores Ctrl-C, which that one decides about. It ends with that one, at the
+latest after its epoch. Where it is killed, MemoryError is raised, because the kernel kills processes when memory is
+full.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Collection
@@ -38,17 +39,20 @@ PARENT_CHECK_S = 2.0
 
 
 def can_fork(device: torch.device) -> bool:
-    """Return whether stacks on this device can have processes: those on a CPU, on Linux machines without a GPU.
+    """Return whether the stacks of this thread can have processes: those of the main thread, on Linux, without a GPU.
 
-    torch refuses backward passes in a fork of a process that knows a GPU.
+    torch refuses backward passes in a fork of a process that knows a GPU. Where several threads train, one of them may
+    have a lock of torch at the moment of the fork, and it would stay locked there.
     """
-    return device.type == "cpu" and sys.platform == "linux" and not torch.accelerator.is_available()
+    on_cpu = device.type == "cpu" and not torch.accelerator.is_available()
+    return on_cpu and sys.platform == "linux" and threading.current_thread() is threading.main_thread()
 
 
 class StackProcess:
     """The process of a stack, with the stack's interface. `others` are lists of stacks, which it drops from its memory.
 
-    Drop the stack after this call: its training goes on in the process only.
+    Drop the stack after this call: its training goes on in the process only. Raises MemoryError where the system has no
+    memory, or no number, for a further process.
     """
 
     def __init__(self, stack: Stack, others: Collection[list[Any]]) -> None:
@@ -58,7 +62,10 @@ class StackProcess:
         with WARNINGS_LOCK, warnings.catch_warnings():
             # Python 3.12 warns of forks beside threads, whose locks stay locked in the fork: it uses none of them.
             warnings.simplefilter("ignore", DeprecationWarning)
-            self._pid: int | None = os.fork()
+            try:
+                self._pid: int | None = os.fork()
+            except OSError as error:
+                raise MemoryError(f"no process for a stack: {error.strerror}") from error
         if self._pid == 0:
             _serve(stack, others, theirs, parent)
         theirs.close()
@@ -143,12 +150,22 @@ def _serve(stack: Stack, others: Collection[list[Any]], connection: Connection, 
                 try:
                     result = getattr(stack, method)(argument)
                 except Exception as error:  # noqa: BLE001 - raised in the parent
-                    error.add_note(traceback.format_exc())
-                    raised = error
+                    raised = _as_message(error)
                 connection.send_bytes(_Message.dumps((result, raised)))
         status = 0
     finally:
         os._exit(status)
+
+
+def _as_message(error: Exception) -> Exception:
+    """Return an exception that the parent can raise, with the traceback as a note: the same one if it can be sent."""
+    text = traceback.format_exc()
+    try:
+        ForkingPickler.loads(ForkingPickler.dumps(error))
+    except Exception:  # noqa: BLE001 - an exception's own code, such as a constructor of several arguments
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(text)
+    return error
 
 
 def _close_files(kept: Collection[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -204,6 +205,35 @@ def test_a_process_that_ends_is_an_error_with_its_status(monkeypatch: pytest.Mon
     in_epoch(monkeypatch, lambda stack: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(RuntimeError, match=r"^the process of a stack ended with status -15$"):
         list(train(members_of(), SPLIT, "float32"))
+
+
+class OddError(Exception):
+    """An exception that cannot be constructed from its message alone."""
+
+    def __init__(self, layer: str, size: int) -> None:
+        super().__init__(f"{layer} has {size}")
+
+
+def test_an_error_that_cannot_be_sent_is_told_with_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(stack: Stack) -> None:
+        raise OddError("conv", 3)
+
+    in_epoch(monkeypatch, fail)
+    with pytest.raises(RuntimeError, match=r"^OddError: conv has 3$") as raised:
+        list(train(members_of(), SPLIT, "float32"))
+    assert "in fail\n" in raised.value.__notes__[0]
+
+
+def test_without_a_number_for_a_further_process_the_population_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fail)
+    warnings, found = list[str](), MemberMetrics()
+    for result in Trainer(SPLIT, "float64", warnings.append).train(members_of(2)):
+        found |= result.metrics
+    assert warnings == ["out of memory with 2 networks at once: continuing with half as many"]
+    assert found.keys() == {0, 1}
 
 
 @pytest.mark.parametrize("error", [SettingError("network.module", "returns a list"), KeyError("weight")])
