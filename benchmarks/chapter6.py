@@ -45,14 +45,14 @@ from plain_torch import BATCH, CNN_BATCH, HIDDEN, Tensors, plain_loop
 from hpo.data import Split, load_split
 from hpo.errors import DataError, HpoError
 from hpo.studyfile import Study, parse_study
-from hpo.training.choices import choose_stack_size
 from hpo.training.device_data import DeviceSplit, to_device
 from hpo.training.devices import has_bfloat16
 from hpo.training.grouping import stack_key
 from hpo.training.population import train
+from hpo.training.speed.choices import choose_stack_size
+from hpo.training.speed.timing import with_tiny_lr
 from hpo.training.stack import Member
 from hpo.training.tasks.task import classification
-from hpo.training.timing import with_tiny_lr
 
 EPOCHS, POPULATION, PROCESSES = 50, 32, 2
 DATASETS = ("mnist", "fashion_mnist", "digits")

@@ -18,7 +18,7 @@ from chapter6 import find_images, study_of
 from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile
 
-from hpo.training.allocator import reused_memory
+from hpo.training.cores.allocator import reused_memory
 from hpo.training.device_data import to_device
 from hpo.training.networks.builtin import build
 from hpo.training.stack import DTYPES, Member, Stack

@@ -21,8 +21,8 @@ from chapter6 import POPULATION, cnn_study, find_images, random_images, study_of
 from hpo.training.device_data import to_device
 from hpo.training.grouping import stack_key
 from hpo.training.population import train
+from hpo.training.speed.timing import with_tiny_lr
 from hpo.training.stack import Member
-from hpo.training.timing import with_tiny_lr
 
 
 def copy_forever() -> None:

@@ -49,9 +49,9 @@ from hpo.search.study_records import (
 )
 from hpo.storage import Storage, StudySummary, check_open, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study
-from hpo.training.choices import choose_precision, measured_members, pays
 from hpo.training.device_data import DeviceSplit, steps_per_epoch
 from hpo.training.devices import describe_device, has_bfloat16
+from hpo.training.speed.choices import choose_precision, measured_members, pays
 from hpo.training.stack import Member
 from hpo.training.trainer import Trainer
 from hpo.usercode import UserCode

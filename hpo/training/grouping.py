@@ -27,7 +27,7 @@ from hpo.training.networks.user_defined import check_ids, check_trainable, in_ty
 from hpo.training.shapes.template import largest_network, largest_settings, network_shape
 from hpo.training.stack import Member
 from hpo.training.stacking.proof import prove, prove_padded
-from hpo.training.stacking.trace import CannotStackError, architecture_of
+from hpo.training.stacking.tracing.trace import CannotStackError, architecture_of
 
 PER_MEMBER_SETTINGS = (
     ("network", "init"),

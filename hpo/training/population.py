@@ -1,6 +1,6 @@
 """Train a population: K members side by side on one device, epoch by epoch.
 
-On a CPU the members are divided into stacks, one per core or more (hpo/training/parallel.py). A GPU has one stack.
+On a CPU the members are divided into stacks, one a core or more (hpo/training/cores/parallel.py). A GPU has one stack.
 
 `train` is a generator. After every epoch it yields the members' metrics and receives the members to drop: pruning,
 reporting, progress displays and graceful stops all build on this interface. A member's results depend on its settings
@@ -30,20 +30,20 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from hpo.errors import HpoError
-from hpo.training.allocator import reused_memory
+from hpo.training.cores.allocator import reused_memory
+from hpo.training.cores.parallel import AnyStack, Folds, Run, UseOfCores, parallel_stacks, step_flops, use_of_cores
 from hpo.training.device_data import DeviceSplit
 from hpo.training.devices import is_out_of_memory
 from hpo.training.grouping import first_line, stack_key
 from hpo.training.networks.builtin import build
 from hpo.training.networks.user_defined import in_type, load_values
 from hpo.training.networks.weights_file import State
-from hpo.training.parallel import AnyStack, Folds, Run, UseOfCores, parallel_stacks, step_flops, use_of_cores
 from hpo.training.shapes.division import divide
 from hpo.training.shapes.padding import Padding
 from hpo.training.shapes.template import NetworkShape, largest_network, largest_settings, network_shape
 from hpo.training.size import device_memory, member_size, shape_key
 from hpo.training.stack import DTYPES, Member, MemberMetrics, MemberState, Stack
-from hpo.training.stacking.trace import CannotStackError, TraceCache
+from hpo.training.stacking.tracing.trace import CannotStackError, TraceCache
 
 T = TypeVar("T")
 

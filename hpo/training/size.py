@@ -20,7 +20,7 @@ from hpo.training.member_examples import has_own_examples
 from hpo.training.networks.builtin import build, built_in_layers
 from hpo.training.optimizers.rules import RULES
 from hpo.training.stack import DTYPES
-from hpo.training.stacking.supported import SEQUENCE_LAYERS
+from hpo.training.stacking.tracing.supported import SEQUENCE_LAYERS
 
 MAX_AUTO_POPULATION = {"cpu": 32, "cuda": 256, "mps": 64}
 """Device type -> number of members from which a larger population is no faster (CPU caches; a fully occupied GPU)."""

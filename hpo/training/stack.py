@@ -26,7 +26,7 @@ from hpo.training.randomness import batch_order, dropout_keys
 from hpo.training.shapes.padding import Padding
 from hpo.training.stacking.layers import Keyed
 from hpo.training.stacking.stacked_network import StackedNetwork
-from hpo.training.stacking.trace import TraceCache
+from hpo.training.stacking.tracing.trace import TraceCache
 from hpo.training.stacking.unstacked_network import UnstackedNetwork
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}

@@ -16,7 +16,6 @@ import torch
 
 from hpo.errors import HpoError, InterruptionError
 from hpo.studyfile import Config
-from hpo.training.choices import choose_stack_size, pays
 from hpo.training.device_data import DeviceSplit, steps_per_epoch
 from hpo.training.devices import is_out_of_memory
 from hpo.training.early_stopping import has_stopped_improving
@@ -24,8 +23,9 @@ from hpo.training.grouping import Grouping, shared_settings, stack_key
 from hpo.training.networks.weights_file import State
 from hpo.training.population import EpochResult, train
 from hpo.training.size import count_parameters, shape_key
+from hpo.training.speed.choices import choose_stack_size, pays
 from hpo.training.stack import Member
-from hpo.training.stacking.trace import CannotStackError, TraceCache
+from hpo.training.stacking.tracing.trace import CannotStackError, TraceCache
 
 
 @dataclass

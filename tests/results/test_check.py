@@ -17,7 +17,7 @@ from hpo.results.display.check import check_report
 from hpo.search.launch import submit
 from hpo.storage import open_storage
 from hpo.studyfile import parse_any_study, parse_study
-from hpo.training.choices import StackSize
+from hpo.training.speed.choices import StackSize
 
 
 def test_the_report_lists_search_space_sizes_and_resolved_file() -> None:
@@ -108,7 +108,7 @@ def test_check_refuses_the_same_studies_as_a_launch(changes: dict[str, Any], err
 
 
 def test_the_speed_of_stacks_and_single_trials_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpo.training.choices.choose_stack_size", lambda *given: StackSize(3, 3))
+    monkeypatch.setattr("hpo.training.speed.choices.choose_stack_size", lambda *given: StackSize(3, 3))
     study = study_of(search={"trials": 3, "population": 3}, training={"precision": "auto"})
     title, heading, *rows = check_report(study, "cpu", measure=True).splitlines()[-6:]
     assert title == "a step of one trial, in 8 chunks of 3 trials, in alternation on cpu:"

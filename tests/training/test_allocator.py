@@ -8,7 +8,7 @@ import resource
 import pytest
 import torch
 
-from hpo.training.allocator import reused_memory
+from hpo.training.cores.allocator import reused_memory
 
 MB = 2**20
 

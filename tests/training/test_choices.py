@@ -11,7 +11,9 @@ import torch
 from torch_reference import assert_same_curves, config, made_images, member
 
 from hpo.training import trainer as trainer_module
-from hpo.training.choices import (
+from hpo.training.grouping import stack_key
+from hpo.training.population import train
+from hpo.training.speed.choices import (
     LEAD,
     MAX_PAIRS,
     MIN_SPEEDUP,
@@ -20,10 +22,8 @@ from hpo.training.choices import (
     choose_stack_size,
     time_ways,
 )
-from hpo.training.grouping import stack_key
-from hpo.training.population import train
+from hpo.training.speed.timing import Run
 from hpo.training.stack import Member
-from hpo.training.timing import Run
 from hpo.training.trainer import Trainer
 
 SPLIT = made_images(train=40)
@@ -99,7 +99,7 @@ def test_stacks_grow_until_they_are_slower(
         return step_s[size] * len(arguments["members"])
 
     set_seconds(seconds, monkeypatch)
-    monkeypatch.setattr("hpo.training.parallel.MIN_STEP_FLOPS_PER_THREAD", 1)
+    monkeypatch.setattr("hpo.training.cores.parallel.MIN_STEP_FLOPS_PER_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     found = choose_stack_size(member(0, config()), 12, SPLIT, "float64")
     assert found == pytest.approx(chosen)
@@ -170,7 +170,7 @@ def test_stacks_are_not_measured(
 
 def test_the_times_of_all_ways_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     members = [member(n, config()) for n in range(4)]
-    monkeypatch.setattr("hpo.training.choices.choose_stack_size", lambda *given: StackSize(1, 4, 1.1, 2))
+    monkeypatch.setattr("hpo.training.speed.choices.choose_stack_size", lambda *given: StackSize(1, 4, 1.1, 2))
     ways = time_ways(members, SPLIT, ["float32", "float64"], stacks=True)
     sizes = (None, 1, 4)
     assert [(way.precision, way.stack_size) for way in ways] == [(p, n) for p in ("float32", "float64") for n in sizes]

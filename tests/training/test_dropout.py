@@ -20,7 +20,7 @@ from hpo.training.randomness import dropout_keys
 from hpo.training.seeds import member_seed
 from hpo.training.stacking.dropout import ChannelDropout, Dropout
 from hpo.training.stacking.stacked_network import StackedNetwork
-from hpo.training.stacking.trace import CannotStackError
+from hpo.training.stacking.tracing.trace import CannotStackError
 
 Z = 5.0
 

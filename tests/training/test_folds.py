@@ -56,7 +56,7 @@ def assert_mean_of_plain_curves(result: EpochResult, trial: Member) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_each_fold_equals_a_plain_loop_over_its_indices(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpo.training.parallel.MIN_STEP_FLOPS_PER_THREAD", 1)
+    monkeypatch.setattr("hpo.training.cores.parallel.MIN_STEP_FLOPS_PER_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     members = [member(0), member(1, lr=0.03, training={"label_smoothing": 0.1}), member(2, optimizer={"kind": "sgd"})]
     for result in train(members, SPLIT, "float64"):

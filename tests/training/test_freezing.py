@@ -450,7 +450,7 @@ def cores(count: int) -> Iterator[None]:
     """Train populations in `count` stacks, each in its own thread, whatever the size of their networks."""
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hpo.training.parallel.MIN_STEP_FLOPS_PER_THREAD", 1)
+        patch.setattr("hpo.training.cores.parallel.MIN_STEP_FLOPS_PER_THREAD", 1)
         torch.set_num_threads(count)
         try:
             yield

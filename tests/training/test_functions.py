@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch_reference import assert_trains_like_plain, seeded
 
-from hpo.training.stacking.supported import (
+from hpo.training.stacking.tracing.supported import (
     COPYING_FUNCTIONS,
     ELEMENTWISE_FUNCTIONS,
     SIZE_CONSTRUCTORS,

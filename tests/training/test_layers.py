@@ -18,8 +18,8 @@ from hpo.errors import HpoError
 from hpo.training.stacking.batch_norm import MAX_RECORDED
 from hpo.training.stacking.parameter_blocks import ParameterBlocks
 from hpo.training.stacking.stacked_network import LAYERS, StackedNetwork
-from hpo.training.stacking.supported import ELEMENTWISE_LAYERS
-from hpo.training.stacking.trace import CannotStackError, trace
+from hpo.training.stacking.tracing.supported import ELEMENTWISE_LAYERS
+from hpo.training.stacking.tracing.trace import CannotStackError, trace
 
 quick = settings(max_examples=25)
 several = st.integers(1, 4)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hpo.training.stacking.proof import prove
 from hpo.training.stacking.stacked_network import StackedNetwork
-from hpo.training.stacking.trace import CannotStackError
+from hpo.training.stacking.tracing.trace import CannotStackError
 
 
 class Net(nn.Module):

@@ -29,7 +29,7 @@ from hpo.training.randomness import dropout_keys
 from hpo.training.size import measure_network
 from hpo.training.stacking.proof import prove
 from hpo.training.stacking.stacked_network import StackedNetwork
-from hpo.training.stacking.trace import CannotStackError
+from hpo.training.stacking.tracing.trace import CannotStackError
 from hpo.training.tasks.task import classification
 
 GENERATOR = torch.Generator().manual_seed(2)

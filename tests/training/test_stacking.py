@@ -19,7 +19,7 @@ from torch_reference import Net, assert_same, assert_trains_like_plain, config, 
 
 from hpo.training.networks.builtin import build
 from hpo.training.stacking.stacked_network import StackedNetwork
-from hpo.training.stacking.trace import CannotStackError
+from hpo.training.stacking.tracing.trace import CannotStackError
 
 IMAGES = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 LABELS = torch.arange(6) % 4

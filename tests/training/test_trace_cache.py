@@ -18,8 +18,8 @@ from torch_reference import config, curves, made_images, member
 from hpo.training import trainer as trainers
 from hpo.training.networks.builtin import build
 from hpo.training.stack import Member
-from hpo.training.stacking import trace as traces
-from hpo.training.stacking.trace import CannotStackError, TraceCache, trace
+from hpo.training.stacking.tracing import trace as traces
+from hpo.training.stacking.tracing.trace import CannotStackError, TraceCache, trace
 from hpo.training.trainer import Trainer
 
 SPLIT = made_images()

@@ -79,7 +79,7 @@ def test_networks_of_all_shapes_are_one_group_unless_each_needs_its_own_time() -
 def test_members_of_one_population_train_as_alone_whatever_their_shapes(
     threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpo.training.parallel.MIN_STEP_FLOPS_PER_THREAD", 1)
+    monkeypatch.setattr("hpo.training.cores.parallel.MIN_STEP_FLOPS_PER_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     members = [member(number, config(**{"lr": 0.01, "epochs": 1, **each})) for number, each in enumerate([*SHAPES, {}])]
     together, _ = curves(members, SPLIT)
@@ -131,7 +131,7 @@ import torch
 from torch_reference import config, curves, made_images, member
 from hpo.errors import HpoError
 from hpo.training.trainer import Trainer
-from hpo.training.choices import choose_precision
+from hpo.training.speed.choices import choose_precision
 
 def mib(key):
     with open("/proc/self/status") as status:

@@ -23,10 +23,10 @@ from hpo.search.study_records import stored_pruner, with_stored_defaults
 from hpo.studyfile import AnyStudy, Choices, ObjectiveStudy, Parameter, Range, Study
 from hpo.studyfile.writing import study_text
 from hpo.text import columns, json_text, printable_lines
-from hpo.training.choices import time_ways
 from hpo.training.device_data import describe, split_shape
 from hpo.training.devices import describe_device
 from hpo.training.size import device_memory, frozen_memory
+from hpo.training.speed.choices import time_ways
 
 
 def check_report(

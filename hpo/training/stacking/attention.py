@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hpo.training.stacking.dropout import Dropout
 from hpo.training.stacking.functions import attention
 from hpo.training.stacking.layers import SequenceLayer, is_shared, project
-from hpo.training.stacking.trace import require
+from hpo.training.stacking.tracing.trace import require
 
 
 class MultiheadAttention(SequenceLayer):

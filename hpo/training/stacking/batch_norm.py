@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hpo.errors import HpoError
 from hpo.training.stacking.layers import StackedLayer, apply
 from hpo.training.stacking.parameter_blocks import ParameterSlot
-from hpo.training.stacking.trace import require
+from hpo.training.stacking.tracing.trace import require
 
 MAX_RECORDED = 32
 """Batches whose statistics are kept until the running statistics are updated."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hpo.training.randomness import mixed_counters, random_words
 from hpo.training.stacking.layers import StackedLayer
-from hpo.training.stacking.trace import require
+from hpo.training.stacking.tracing.trace import require
 
 
 class Dropout(StackedLayer):

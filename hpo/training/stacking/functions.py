@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from hpo.training.stacking.in_place import changes_argument, require_not_read_later, without_in_place
-from hpo.training.stacking.supported import (
+from hpo.training.stacking.tracing.in_place import changes_argument, require_not_read_later, without_in_place
+from hpo.training.stacking.tracing.supported import (
     ADVICE,
     ELEMENTWISE_FUNCTIONS,
     IN_PLACE_REPLACEMENTS,
@@ -27,7 +27,7 @@ from hpo.training.stacking.supported import (
     READABLE_ATTRIBUTES,
     SIZE_CONSTRUCTORS,
 )
-from hpo.training.stacking.trace import CannotStackError, is_metadata, require
+from hpo.training.stacking.tracing.trace import CannotStackError, is_metadata, require
 
 Values = dict[str, Any]
 """Node name -> value of the node."""

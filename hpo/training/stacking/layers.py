@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hpo.training.stacking.functions import group_norm
 from hpo.training.stacking.parameter_blocks import ParameterSlot
-from hpo.training.stacking.trace import require
+from hpo.training.stacking.tracing.trace import require
 
 
 class Keyed(Protocol):

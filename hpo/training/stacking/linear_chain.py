@@ -22,7 +22,7 @@ from hpo.training.stacking.batch_norm import BatchNorm
 from hpo.training.stacking.dropout import Dropout
 from hpo.training.stacking.functions import Run, Step, Values
 from hpo.training.stacking.layers import Linear, StackedLayer, apply, linear_product, write_weight_gradient
-from hpo.training.stacking.trace import called
+from hpo.training.stacking.tracing.trace import called
 
 RELUS = (nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 """Layers, functions and methods that compute ReLU."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from hpo.training.device_data import input_type
 from hpo.training.shapes.padding import OwnShape, Padding
 from hpo.training.stacking.stacked_network import StackedNetwork
-from hpo.training.stacking.supported import DROPOUT_LAYERS, SEQUENCE_LAYERS
-from hpo.training.stacking.trace import CannotStackError, require
+from hpo.training.stacking.tracing.supported import DROPOUT_LAYERS, SEQUENCE_LAYERS
+from hpo.training.stacking.tracing.trace import CannotStackError, require
 
 TOLERANCE = 1e-6
 """Tolerance relative to the largest number compared: far above rounding errors of float64, far below any mistake."""

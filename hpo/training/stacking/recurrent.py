@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hpo.training.stacking.dropout import Dropout
 from hpo.training.stacking.layers import SequenceLayer, is_shared
-from hpo.training.stacking.trace import require
+from hpo.training.stacking.tracing.trace import require
 
 _PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 

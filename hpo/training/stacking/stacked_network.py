@@ -23,7 +23,6 @@ from hpo.training.stacking.batch_norm import BatchNorm
 from hpo.training.stacking.convolutions import Conv
 from hpo.training.stacking.dropout import ChannelDropout, Dropout
 from hpo.training.stacking.functions import Run, Step, Values, memberwise, pooled, run_function
-from hpo.training.stacking.in_place import require_not_read_later
 from hpo.training.stacking.layers import (
     VMAP_LAYERS,
     Buffer,
@@ -38,8 +37,9 @@ from hpo.training.stacking.layers import (
 from hpo.training.stacking.linear_chain import with_chains
 from hpo.training.stacking.parameter_blocks import ParameterBlocks
 from hpo.training.stacking.recurrent import GRU, LSTM
-from hpo.training.stacking.signature import layer_settings
-from hpo.training.stacking.supported import (
+from hpo.training.stacking.tracing.in_place import require_not_read_later
+from hpo.training.stacking.tracing.signature import layer_settings
+from hpo.training.stacking.tracing.supported import (
     ADVICE,
     DROPOUT_LAYERS,
     ELEMENTWISE_LAYERS,
@@ -47,7 +47,7 @@ from hpo.training.stacking.supported import (
     POOLING_LAYERS,
     SEQUENCE_LAYERS,
 )
-from hpo.training.stacking.trace import TraceCache, Traced, called, equal, is_metadata, require, trace
+from hpo.training.stacking.tracing.trace import TraceCache, Traced, called, equal, is_metadata, require, trace
 
 LAYERS: dict[type[nn.Module], Callable[[str, Sequence[Any]], StackedLayer]] = {
     nn.Linear: Linear,

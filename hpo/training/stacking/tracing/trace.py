@@ -29,9 +29,9 @@ from torch.utils._pytree import tree_leaves
 
 from hpo.errors import HpoError
 from hpo.training.global_locks import GLOBAL_STATE_LOCK
-from hpo.training.stacking.signature import MODULE_ATTRIBUTES, Signature, layer_settings, signature_of
-from hpo.training.stacking.supported import ADVICE, METADATA_ARITHMETIC, TENSOR_METADATA
-from hpo.training.stacking.transformer import TRANSFORMERS
+from hpo.training.stacking.tracing.signature import MODULE_ATTRIBUTES, Signature, layer_settings, signature_of
+from hpo.training.stacking.tracing.supported import ADVICE, METADATA_ARITHMETIC, TENSOR_METADATA
+from hpo.training.stacking.tracing.transformer import TRANSFORMERS
 
 
 class CannotStackError(HpoError):

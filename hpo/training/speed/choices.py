@@ -1,6 +1,6 @@
 """Choose what is fastest on this machine: the precision of `precision = "auto"`, and the size of stacks on a CPU.
 
-Two ways of training do equal work in alternation, in short chunks (hpo/training/timing.py): a moment of high load
+Two ways of training do equal work in alternation, in short chunks (hpo/training/speed/timing.py): a moment of high load
 slows some chunks, and the choice is that of most pairs of chunks. Where the training is so short that a measurement
 would not pay, nothing is measured.
 
@@ -20,10 +20,10 @@ from typing import NamedTuple
 import torch
 
 from hpo.errors import HpoError
+from hpo.training.cores.parallel import step_flops, use_of_cores
 from hpo.training.device_data import DeviceSplit
-from hpo.training.parallel import step_flops, use_of_cores
+from hpo.training.speed.timing import STEPS, Run, Way, fitting, start, time_alternately, unless_too_large
 from hpo.training.stack import Member
-from hpo.training.timing import STEPS, Run, Way, fitting, start, time_alternately, unless_too_large
 
 MIN_SPEEDUP = 1.2
 """Speedup from which bfloat16 is chosen."""

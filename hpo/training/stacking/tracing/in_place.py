@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from hpo.training.stacking.supported import IN_PLACE_REPLACEMENTS, VIEWING_FUNCTIONS, VIEWING_LAYERS
-from hpo.training.stacking.trace import is_metadata, require
+from hpo.training.stacking.tracing.supported import IN_PLACE_REPLACEMENTS, VIEWING_FUNCTIONS, VIEWING_LAYERS
+from hpo.training.stacking.tracing.trace import is_metadata, require
 
 
 def require_not_read_later(node: fx.Node, root: nn.Module) -> None:

@@ -5,8 +5,8 @@ a thousand times as often, and all of them would wait whenever another process o
 stacks were 3 to 30 times as fast (docs/explanation/log.md). Networks so small that Python's overhead dominates have
 fewer stacks.
 
-Long trainings have a process for each stack (hpo/training/stack_process.py), others threads of this process. Stacks
-that call the user's functions have threads, too, so that these functions run where the user launched the study.
+Long trainings have a process for each stack (stack_process.py), others threads of this process. Stacks that call the
+user's functions have threads, too, so that these functions run where the user launched the study.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from hpo.training.cores.stack_process import StackProcess, can_fork
 from hpo.training.device_data import DeviceSplit, steps_per_epoch
 from hpo.training.size import measure_network, network_size
 from hpo.training.stack import Member, Stack
-from hpo.training.stack_process import StackProcess, can_fork
 
 MIN_PROCESS_FLOPS = 25_000_000_000
 """Floating-point operations of a training from which processes pay: about half a second."""

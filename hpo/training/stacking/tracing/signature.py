@@ -11,7 +11,7 @@ from types import FunctionType
 import torch
 from torch import nn
 
-from hpo.training.stacking.supported import DROPOUT_LAYERS, SEQUENCE_LAYERS
+from hpo.training.stacking.tracing.supported import DROPOUT_LAYERS, SEQUENCE_LAYERS
 
 MODULE_ATTRIBUTES = set(vars(nn.Module()))
 """Attributes that every torch module has."""

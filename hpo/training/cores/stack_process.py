@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from hpo.training.allocator import return_freed_memory
+from hpo.training.cores.allocator import return_freed_memory
 from hpo.training.global_locks import WARNINGS_LOCK
 from hpo.training.networks.weights_file import State
 from hpo.training.stack import MemberMetrics, MemberState, Stack

@@ -1,0 +1,1 @@
+"""Trace the members' modules into one graph, and refuse the modules whose graph would not be theirs."""
