@@ -54,7 +54,7 @@ from hpo.search import loop
 from hpo.search.checkpoints.training_checkpoints import TrainingCheckpoints
 from hpo.search.events import EpochEnded, Event, PopulationEnded
 from hpo.search.options import LaunchOptions
-from hpo.search.population_search import PopulationSearch
+from hpo.search.populations.population_search import PopulationSearch
 from hpo.search.sampling.sampler_history import SamplerHistory
 from hpo.search.space import distributions
 from hpo.search.study_records import CURVE, agree_on_run, open_study

@@ -28,12 +28,12 @@ from hpo.search.enqueueing import (
 )
 from hpo.search.epoch_extension import EpochExtension, epoch_extension
 from hpo.search.events import Event, Note, StudyStarted
-from hpo.search.halving_search import HalvingSearch
 from hpo.search.loop import Search
 from hpo.search.objective.objective_search import ObjectiveSearch
 from hpo.search.plan import AnyPlan, NetworkPlan, ObjectivePlan, baseline_scores, plan, plan_stored, to_planned_device
 from hpo.search.points import FIXED
-from hpo.search.population_search import PopulationSearch
+from hpo.search.populations.halving_search import HalvingSearch
+from hpo.search.populations.population_search import PopulationSearch
 from hpo.search.sampling.pruners import choose_pruner, halving_lines, halving_of, max_epochs
 from hpo.search.sampling.warm_start import accept_other_code, check_start, warm_start
 from hpo.search.space import Values

@@ -40,7 +40,7 @@ from hpo.storage import (
     summary,
 )
 from hpo.studyfile import AnyStudy, Config, ObjectiveStudy, Study, differing_keys, parse_any_study
-from hpo.studyfile.checking import FORMER_DEFAULTS
+from hpo.studyfile.checks.checking import FORMER_DEFAULTS
 from hpo.studyfile.values import CURRENT_FOLDER
 from hpo.text import hpo_command
 from hpo.training.early_stopping import has_stopped_improving

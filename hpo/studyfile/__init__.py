@@ -19,7 +19,7 @@
 A study file fixes each value or gives a range or choices to search. This room imports neither torch, Optuna nor NumPy.
 """
 
-from hpo.studyfile.checking import AnyStudy, name_problem, parse_any_study, parse_study
+from hpo.studyfile.checks.checking import AnyStudy, name_problem, parse_any_study, parse_study
 from hpo.studyfile.data_settings import DataSettings, PreprocessSettings, user_data
 from hpo.studyfile.models import Config, NetworkSettings, OptimizerSettings, SearchSettings, TrainingSettings
 from hpo.studyfile.objective import ObjectiveStudy

@@ -1,7 +1,7 @@
 """Studies with an objective function: the user's function of `optuna.Trial` in place of data, network and training.
 
-Only `hpo.studyfile.checking.parse_any_study` creates an `ObjectiveStudy`, so its values are valid. The function is not
-imported here.
+Only `hpo.studyfile.checks.checking.parse_any_study` creates an `ObjectiveStudy`, so its values are valid. The function
+is not imported here.
 """
 
 from __future__ import annotations

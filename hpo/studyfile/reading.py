@@ -13,7 +13,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from hpo.errors import StudyFileError
-from hpo.studyfile.checking import AnyStudy, parse_any_study
+from hpo.studyfile.checks.checking import AnyStudy, parse_any_study
 from hpo.studyfile.conditions import WHEN
 from hpo.studyfile.keys import SEARCHABLE, sections, setting_paths
 from hpo.studyfile.messages import dotted_key, format_key, format_value, study_file_error, unknown_key_text

@@ -1,6 +1,6 @@
 """A checked study of networks: its parameters, the settings of each trial, and the resolved file.
 
-Only `hpo.studyfile.checking.parse_study` creates a `Study`, so its values are valid.
+Only `hpo.studyfile.checks.checking.parse_study` creates a `Study`, so its values are valid.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 import tomli_w
 
 from hpo.errors import UsageError
-from hpo.studyfile.checking import AnyStudy
+from hpo.studyfile.checks.checking import AnyStudy
 from hpo.studyfile.conditions import WHEN
 from hpo.studyfile.keys import open_tables, sections
 from hpo.studyfile.models import StudySettings

@@ -29,7 +29,7 @@ from hpo.results.final_test.model_folder import WEIGHTS_FILE, new_folder
 from hpo.results.final_test.result import SealedTestResult, evaluation_lines
 from hpo.results.report import report
 from hpo.search.events import EpochEnded
-from hpo.search.population_run import CURVE
+from hpo.search.populations.population_run import CURVE
 from hpo.storage import Storage, best_trials, load_study
 from hpo.storage.artifacts import artifact_folder
 from hpo.storage.test_evaluations import TESTS, complete_evaluation

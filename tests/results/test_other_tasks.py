@@ -34,7 +34,7 @@ from hpo.results.ranking import top_lines
 from hpo.results.report import report
 from hpo.results.reproduce.replay import replay
 from hpo.search.plan import plan
-from hpo.search.population_run import CURVE
+from hpo.search.populations.population_run import CURVE
 from hpo.storage import Storage
 from hpo.studyfile import Study, parse_study
 

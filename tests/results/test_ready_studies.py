@@ -14,7 +14,7 @@ from hpo.data.splits import load_whole
 from hpo.results.final_test.evaluate import EvaluationOptions, evaluate_test_set
 from hpo.results.final_test.result import SealedTestResult
 from hpo.results.report import report
-from hpo.search.population_run import CURVE
+from hpo.search.populations.population_run import CURVE
 from hpo.storage import Storage
 from hpo.studyfile import Study, read_study
 

@@ -18,7 +18,7 @@ from hpo.results.copy import copy_line
 from hpo.search.checkpoints import weights as checkpoints
 from hpo.search.checkpoints.weights import WEIGHTS
 from hpo.search.events import EpochEnded, Event, Note, PopulationEnded
-from hpo.search.population_run import CURVE
+from hpo.search.populations.population_run import CURVE
 from hpo.search.space import config_of
 from hpo.service.queue_control import delete
 from hpo.storage import Storage, best_trials, identity, load_study, open_storage, rename_study, study_names

@@ -29,7 +29,7 @@ from tiny import after_epochs, search, states, study_of, trials_of
 from hpo.search.checkpoints import training_checkpoints
 from hpo.search.checkpoints.training_checkpoints import TrainingCheckpoints
 from hpo.search.events import Event, Note, StudyEnded
-from hpo.search.population_run import CURVE
+from hpo.search.populations.population_run import CURVE
 from hpo.service.queue_control import delete, pause, resume
 from hpo.storage import Storage, identity, load_study, open_storage, running_trials
 from hpo.storage.artifacts import artifact_folder, state_file_id

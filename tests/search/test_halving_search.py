@@ -25,9 +25,9 @@ from hpo.search import driver as drivers
 from hpo.search import loop
 from hpo.search.checkpoints.time_budget import TimeBudget
 from hpo.search.events import Event, FrozenTrials, Note, PopulationStarted, StudyEnded, TrialsNotPromoted
-from hpo.search.halving_search import HalvingSearch
 from hpo.search.launch import join, launch, submit
 from hpo.search.options import LaunchOptions
+from hpo.search.populations.halving_search import HalvingSearch
 from hpo.search.sampling import pruners
 from hpo.search.sampling.pruners import halving_of, max_epochs
 from hpo.search.space import config_of

@@ -20,7 +20,7 @@ from hpo.search import loop
 from hpo.search.events import EpochEnded, Event, Note, OthersEnded, PopulationStarted, StudyEnded, StudyStarted
 from hpo.search.launch import launch
 from hpo.search.options import LaunchOptions
-from hpo.search.population_search import PopulationSearch
+from hpo.search.populations.population_search import PopulationSearch
 from hpo.storage import Storage, heartbeats, load_study
 from hpo.studyfile import Study
 

@@ -18,7 +18,7 @@ from hpo.data import SealedExamples, load_split, load_test
 from hpo.search.events import EpochEnded, Event
 from hpo.search.launch import launch
 from hpo.search.options import LaunchOptions
-from hpo.search.population_run import CURVE
+from hpo.search.populations.population_run import CURVE
 from hpo.storage import Storage, load_study
 from hpo.studyfile import Study, parse_study
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from hpo.errors import nearest
+from hpo.studyfile.checks.section_rules import settings_problems, study_problems, tree_problems
 from hpo.studyfile.conditions import (
     Condition,
     ConditionalTable,
@@ -54,7 +55,6 @@ from hpo.studyfile.searched import (
     searched_from,
     table_problems,
 )
-from hpo.studyfile.section_rules import settings_problems, study_problems, tree_problems
 from hpo.studyfile.study import Study
 from hpo.studyfile.trees import Path, first_path, is_under, replaced, value_at
 from hpo.studyfile.values import CURRENT_FOLDER, MAX_CHOICES

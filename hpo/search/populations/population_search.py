@@ -20,7 +20,7 @@ from hpo.search.events import Reason, TrialsFailed, TrialsLeftOut
 from hpo.search.loop import Search
 from hpo.search.plan import member_of
 from hpo.search.points import FIXED, trial_seed
-from hpo.search.population_run import PopulationRun
+from hpo.search.populations.population_run import PopulationRun
 from hpo.search.sampling.pruners import HYPERBAND_RUNG
 from hpo.search.sampling.sampler_history import CONSTRAINT, SamplerHistory
 from hpo.search.sampling.samplers import GENERATION

@@ -20,8 +20,8 @@ from hpo.search.checkpoints.frozen_member import FrozenMember
 from hpo.search.checkpoints.frozen_members import FrozenMembers
 from hpo.search.events import FrozenTrials, TrialsNotPromoted
 from hpo.search.loop import trains_alone
-from hpo.search.population_run import PopulationRun, ending
-from hpo.search.population_search import PopulationSearch
+from hpo.search.populations.population_run import PopulationRun, ending
+from hpo.search.populations.population_search import PopulationSearch
 from hpo.search.sampling.halving import Halving
 from hpo.search.sampling.rungs import Judgement, Rungs, Unfinished
 from hpo.search.scoring import objective_values

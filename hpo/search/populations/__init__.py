@@ -1,0 +1,1 @@
+"""Search of a network study: its trials train together, in populations."""
