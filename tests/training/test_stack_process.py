@@ -311,7 +311,7 @@ def all_ended(processes: Collection[psutil.Process]) -> bool:
 def test_processes_end_when_the_one_they_were_forked_from_is_killed(
     training: bool, parent: subprocess.Popen[str]
 ) -> None:
-    """Between two epochs and within one, although each process holds the connections of those before it."""
+    """Between two epochs and within one."""
     processes = processes_after_epoch(parent)
     if training:
         for _ in range(2):

@@ -5,13 +5,13 @@ time (docs/explanation/log.md); processes have a lock each. A fork is there in m
 same memory, the examples. It answers one call at a time, and results are those of the stack in this process.
 
 A stack process runs tensor operations only: none of the user's functions, no storage, no output. It closes all files of
-the process that it was forked from and ignores Ctrl-C, which that one decides about. It ends with that one, at the
-latest after its epoch. Where it is killed, MemoryError is raised, because the kernel kills processes when memory is
-full.
+the process that it was forked from and ignores Ctrl-C, which that one decides about. The kernel ends it with that one.
+Where it is killed alone, MemoryError is raised, because the kernel kills processes when memory is full.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
@@ -34,8 +34,8 @@ from hpo.training.global_locks import WARNINGS_LOCK
 from hpo.training.networks.weights_file import State
 from hpo.training.stack import MemberMetrics, MemberState, Stack
 
-PARENT_CHECK_S = 2.0
-"""Seconds after which a waiting stack process looks whether the process that it was forked from still runs."""
+PR_SET_PDEATHSIG = 1
+"""The option of Linux's prctl for the signal that a process gets when the thread that forked it ends."""
 
 
 def can_fork(device: torch.device) -> bool:
@@ -130,9 +130,9 @@ class StackProcess:
 
 
 def _serve(stack: Stack, others: Collection[list[Any]], connection: Connection, parent: int) -> NoReturn:
-    """Answer calls until the parent process ends."""
-    status = 1
+    """Answer calls until the process is killed."""
     try:
+        _end_with(parent)
         _close_files({0, 1, 2, connection.fileno()})
         signal.set_wakeup_fd(-1)
         for each in signal.valid_signals():
@@ -143,18 +143,26 @@ def _serve(stack: Stack, others: Collection[list[Any]], connection: Connection, 
             stacks.clear()
         return_freed_memory()
         torch.set_num_threads(1)
-        while os.getppid() == parent:
-            if connection.poll(PARENT_CHECK_S):
-                method, argument = connection.recv()
-                result, raised = None, None
-                try:
-                    result = getattr(stack, method)(argument)
-                except Exception as error:  # noqa: BLE001 - raised in the parent
-                    raised = _as_message(error)
-                connection.send_bytes(_Message.dumps((result, raised)))
-        status = 0
+        while True:
+            method, argument = connection.recv()
+            result, raised = None, None
+            try:
+                result = getattr(stack, method)(argument)
+            except Exception as error:  # noqa: BLE001 - raised in the parent
+                raised = _as_message(error)
+            connection.send_bytes(_Message.dumps((result, raised)))
+    except BaseException:  # noqa: BLE001 - the edge of the process
+        os.write(2, traceback.format_exc().encode())
     finally:
-        os._exit(status)
+        os._exit(1)
+
+
+def _end_with(parent: int) -> None:
+    """Let the kernel kill this process when the parent, whose main thread has forked it, ends."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+    if os.getppid() != parent:  # it ended before that call
+        os._exit(1)
 
 
 def _as_message(error: Exception) -> Exception:
