@@ -207,6 +207,42 @@ def test_a_process_that_ends_is_an_error_with_its_status(monkeypatch: pytest.Mon
         list(train(members_of(), SPLIT, "float32"))
 
 
+@pytest.fixture
+def _sigterm_handled_here(tmp_path: Path) -> Iterator[None]:
+    """Handle SIGTERM; no fork may."""
+    handled = tmp_path / "handled"
+    handled.touch()
+
+    def handle(number: int, frame: object) -> None:
+        with handled.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+    before = signal.signal(signal.SIGTERM, handle)
+    yield
+    signal.signal(signal.SIGTERM, before)
+    assert {*handled.read_text().split()} <= {str(os.getpid())}
+
+
+@pytest.mark.usefixtures("_sigterm_handled_here")
+def test_a_process_ignores_signals_that_the_one_it_was_forked_from_handles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`timeout` and batch systems send SIGTERM to all processes of a group; the launch ends after the epoch."""
+    in_epoch(monkeypatch, lambda stack: os.kill(os.getpid(), signal.SIGTERM))
+    assert len(list(train(members_of(), SPLIT, "float32"))) == EPOCHS
+
+
+@pytest.mark.usefixtures("_sigterm_handled_here")
+def test_a_fork_handles_no_signal_before_it_ignores_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork = os.fork
+
+    def fork_and_signal() -> int:
+        pid = fork()
+        os.kill(os.getpid(), signal.SIGTERM)
+        return pid
+
+    monkeypatch.setattr(os, "fork", fork_and_signal)
+    assert len(list(train(members_of(), SPLIT, "float32"))) == EPOCHS
+
+
 class OddError(Exception):
     """An exception that cannot be constructed from its message alone."""
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from hpo.training.cores.stack_process import StackProcess, can_fork
+from hpo.training.cores.stack_process import StackProcess, can_fork, handled_signals_blocked
 from hpo.training.device_data import DeviceSplit, steps_per_epoch
 from hpo.training.size import measure_network, network_size
 from hpo.training.stack import Member, Stack
@@ -99,8 +99,9 @@ def _start_processes(folds: Folds, processes: list[StackProcess]) -> None:
     for stacks in folds:
         for index, stack in enumerate(stacks):
             assert isinstance(stack, Stack), "no stack has a process yet"
-            stacks[index] = process = StackProcess(stack, folds)
-            processes.append(process)
+            with handled_signals_blocked():
+                stacks[index] = process = StackProcess(stack, folds)
+                processes.append(process)
 
 
 def _call(function: Callable[[], Any]) -> Any:

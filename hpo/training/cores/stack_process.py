@@ -5,8 +5,9 @@ time (docs/explanation/log.md); processes have a lock each. A fork is there in m
 same memory, the examples. It answers one call at a time, and results are those of the stack in this process.
 
 A stack process runs tensor operations only: none of the user's functions, no storage, no output. It closes all files of
-the process that it was forked from and ignores Ctrl-C, which that one decides about. The kernel ends it with that one.
-Where it is killed alone, MemoryError is raised, because the kernel kills processes when memory is full.
+the process that it was forked from. It ignores the signals that that one handles, such as Ctrl-C, because terminals,
+batch systems and `timeout` send them to all processes. The kernel ends it with that one. Where it is killed alone,
+MemoryError is raised, because the kernel kills processes when memory is full.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
@@ -48,11 +49,29 @@ def can_fork(device: torch.device) -> bool:
     return on_cpu and sys.platform == "linux" and threading.current_thread() is threading.main_thread()
 
 
+@contextmanager
+def handled_signals_blocked() -> Iterator[None]:
+    """Delay the signals that this process handles until the end of the block.
+
+    Their handlers must not run in a fork before it ignores the signals, nor before the fork's end is in good hands.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _handled_signals())
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _handled_signals() -> set[signal.Signals | int]:
+    return {each for each in signal.valid_signals() if callable(signal.getsignal(each))}
+
+
 class StackProcess:
     """The process of a stack, with the stack's interface. `others` are lists of stacks, which it drops from its memory.
 
-    Drop the stack after this call: its training goes on in the process only. Raises MemoryError where the system has no
-    memory, or no number, for a further process.
+    Construct it within `handled_signals_blocked`, and drop the stack after that: its training goes on in the process
+    only. Raises MemoryError where the system has no memory, or no number, for a further process.
     """
 
     def __init__(self, stack: Stack, others: Collection[list[Any]]) -> None:
@@ -135,9 +154,8 @@ def _serve(stack: Stack, others: Collection[list[Any]], connection: Connection, 
         _end_with(parent)
         _close_files({0, 1, 2, connection.fileno()})
         signal.set_wakeup_fd(-1)
-        for each in signal.valid_signals():
-            if callable(signal.getsignal(each)):
-                signal.signal(each, signal.SIG_IGN if each == signal.SIGINT else signal.SIG_DFL)
+        for each in _handled_signals():
+            signal.signal(each, signal.SIG_IGN)
         gc.freeze()  # the parent's objects: they must not be finalized here
         for stacks in others:
             stacks.clear()
