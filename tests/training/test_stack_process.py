@@ -201,6 +201,20 @@ def test_a_killed_process_halves_the_population(monkeypatch: pytest.MonkeyPatch)
         assert found[number] == pytest.approx(metrics, rel=1e-9)  # other stacks: another order of sums
 
 
+def test_a_process_that_ended_and_exists_no_longer_ends_the_others() -> None:
+    """As where the system waits for child processes, because their signal is ignored."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with closing(train(members_of(), SPLIT, "float32")) as epochs:
+            next(epochs)
+            ended, other = forks()
+            ended.kill()
+            wait_for(lambda: not ended.is_running())
+        wait_for(lambda: not other.is_running())
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_a_process_that_ends_is_an_error_with_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
     in_epoch(monkeypatch, lambda stack: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(RuntimeError, match=r"^the process of a stack ended with status -15$"):

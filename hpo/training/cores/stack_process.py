@@ -116,8 +116,9 @@ class StackProcess:
 
     def kill(self) -> None:
         """End the process, also within an epoch; it exists until `wait`."""
-        if self._pid is not None:
-            os.kill(self._pid, signal.SIGKILL)
+        if (pid := self._pid) is not None:
+            with suppress(ProcessLookupError):  # it has ended, and somebody else waited for it
+                os.kill(pid, signal.SIGKILL)
 
     def wait(self) -> int | None:
         """Wait for the end of the process; return its exit status, or None if that is not known."""
