@@ -21,6 +21,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from hpo.errors import HpoError
 from hpo.training.cores.allocator import reused_memory
 from hpo.training.cores.parallel import AnyStack, Folds, Run, UseOfCores, parallel_stacks, step_flops, use_of_cores
+from hpo.training.cores.stack_process import training_here
 from hpo.training.device_data import DeviceSplit
 from hpo.training.devices import is_out_of_memory
 from hpo.training.grouping import first_line, stack_key
@@ -108,9 +110,12 @@ def train(
     """
     mixed = len({stack_key(member.config) for member in members}) > 1
     deadline = None if timeout_s is None else time.monotonic() + timeout_s - spent_s
-    folds, shapes, cores = _make_stacks(members, split, precision, stacked, traces, stack_sizes)
-    stacks_at_first = len(folds[0])
-    with reused_memory(), parallel_stacks(folds, cores) as run:
+    with ExitStack() as training:
+        training.enter_context(training_here())
+        folds, shapes, cores = _make_stacks(members, split, precision, stacked, traces, stack_sizes)
+        stacks_at_first = len(folds[0])
+        training.enter_context(reused_memory())
+        run = training.enter_context(parallel_stacks(folds, cores))
         for epoch in range(members[0].epoch + 1, members[0].config.training.epochs + 1):
             left = None if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
             try:

@@ -171,6 +171,28 @@ def test_processes_hold_no_files_of_the_one_they_were_forked_from() -> None:
     os.close(reader)
 
 
+def test_no_process_is_forked_beside_a_thread_that_trains() -> None:
+    """That thread may hold a lock, which would stay locked in the fork."""
+    trained, end = threading.Event(), threading.Event()
+
+    def train_beside() -> None:
+        with closing(train(members_of(), SPLIT, "float32")) as epochs:
+            next(epochs)
+            trained.set()
+            end.wait(deadline())
+
+    thread = threading.Thread(target=train_beside)
+    thread.start()
+    try:
+        assert trained.wait(deadline())
+        assert not can_fork(torch.device("cpu"))
+        assert len(list(train(members_of(), SPLIT, "float32"))) == EPOCHS
+    finally:
+        end.set()
+        thread.join()
+    assert can_fork(torch.device("cpu"))
+
+
 def in_epoch(monkeypatch: pytest.MonkeyPatch, action: Callable[[Stack], None], epoch: int = 2) -> None:
     """Let a stack of the members do this at the beginning of its epoch."""
     train_epoch = Stack.epoch

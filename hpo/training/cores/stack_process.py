@@ -38,15 +38,30 @@ from hpo.training.stack import MemberMetrics, MemberState, Stack
 PR_SET_PDEATHSIG = 1
 """The option of Linux's prctl for the signal that a process gets when the thread that forked it ends."""
 
+_TRAINING: list[int] = []
+"""The threads that train populations: one more for each population."""
+
 
 def can_fork(device: torch.device) -> bool:
     """Return whether the stacks of this thread can have processes: those of the main thread, on Linux, without a GPU.
 
-    torch refuses backward passes in a fork of a process that knows a GPU. Where several threads train, one of them may
-    have a lock of torch at the moment of the fork, and it would stay locked there.
+    torch refuses backward passes in a fork of a process that knows a GPU. Where another thread trains, too, it may have
+    a lock at the moment of the fork, which would stay locked there: see `training_here`.
     """
     on_cpu = device.type == "cpu" and not torch.accelerator.is_available()
-    return on_cpu and sys.platform == "linux" and threading.current_thread() is threading.main_thread()
+    alone = threading.current_thread() is threading.main_thread() and set(_TRAINING) <= {threading.get_ident()}
+    return on_cpu and sys.platform == "linux" and alone
+
+
+@contextmanager
+def training_here() -> Iterator[None]:
+    """Tell `can_fork` that this thread trains a population in the block, also while the population waits."""
+    thread = threading.get_ident()
+    _TRAINING.append(thread)
+    try:
+        yield
+    finally:
+        _TRAINING.remove(thread)
 
 
 @contextmanager
