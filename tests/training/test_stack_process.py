@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -23,7 +24,7 @@ from deadlines import deadline, wait_for
 from torch_reference import config, made_images, member
 
 from hpo.errors import SettingError
-from hpo.training.cores import parallel
+from hpo.training.cores import parallel, stack_process
 from hpo.training.cores.stack_process import _Message, can_fork
 from hpo.training.population import EpochResult, TrialTimeout, train
 from hpo.training.stack import Member, MemberMetrics, Stack
@@ -318,6 +319,27 @@ def test_errors_are_those_of_the_stack_with_its_traceback(error: Exception, monk
         list(train(members_of(), SPLIT, "float32"))
     assert (str(raised.value), vars(raised.value).keys()) == (str(error), {*vars(error), "__notes__"})
     assert "in fail\n" in raised.value.__notes__[0]
+
+
+def test_a_process_that_waits_for_a_lock_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that another thread has at the moment of the fork stays locked in the fork."""
+    lock = threading.Lock()
+    lock.acquire()
+    in_epoch(monkeypatch, lambda stack: lock.acquire())  # type: ignore[arg-type,return-value]
+    monkeypatch.setattr(stack_process, "SLEEP_CHECK_S", 0.1)
+    with pytest.raises(RuntimeError, match=r"^the process of a stack hangs: another thread had a lock"):
+        list(train(members_of(), SPLIT, "float32"))
+
+
+def test_a_process_that_works_for_long_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(stack: Stack) -> None:
+        end = time.process_time() + 0.5
+        while time.process_time() < end:
+            pass
+
+    in_epoch(monkeypatch, work)
+    monkeypatch.setattr(stack_process, "SLEEP_CHECK_S", 0.1)
+    assert len(list(train(members_of(), SPLIT, "float32"))) == EPOCHS
 
 
 def test_a_process_that_hangs_ends_at_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:

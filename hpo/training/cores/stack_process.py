@@ -27,6 +27,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NoReturn
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -37,6 +38,9 @@ from hpo.training.stack import MemberMetrics, MemberState, Stack
 
 PR_SET_PDEATHSIG = 1
 """The option of Linux's prctl for the signal that a process gets when the thread that forked it ends."""
+
+SLEEP_CHECK_S = 20.0
+"""Seconds between two looks at a process that trains: it hangs if it sleeps and has used no CPU time since the last."""
 
 _TRAINING: list[int] = []
 """The threads that train populations: one more for each population."""
@@ -150,12 +154,24 @@ class StackProcess:
         """Return the result of a stack's method. Raises its exception, and one where the process has ended."""
         try:
             self._connection.send((method, argument))
+            self._wait_for_answer()
             result, error = self._connection.recv()
         except (EOFError, ConnectionError) as failure:
             raise self._ended() from failure
         if error is not None:
             raise error
         return result
+
+    def _wait_for_answer(self) -> None:
+        """Wait while the process works. Raises RuntimeError where it sleeps: it waits for a lock of another thread."""
+        before: object = None
+        while not self._connection.poll(SLEEP_CHECK_S):
+            with suppress(psutil.NoSuchProcess):  # it has ended, which the connection tells
+                process = psutil.Process(self._pid)
+                now = process.cpu_times()
+                if now == before and process.status() == psutil.STATUS_SLEEPING:
+                    raise RuntimeError("the process of a stack hangs: another thread had a lock when it was forked")
+                before = now
 
     def _ended(self) -> Exception:
         status = self.wait()
