@@ -120,7 +120,8 @@ def test_one_change_is_refused_as_the_parser_refuses_it(study: dict[str, Any], d
         VALIDATOR.validate(study)
     got = re.search(r"whole number.* \(got (-?[0-9.e+]+)\)$", problem)
     is_whole = got is not None and float(got[1]).is_integer()  # to JSON Schema, 1.0 is an integer
-    if re.match(WRONG, problem) and not is_whole:
+    is_huge = "(got 0x" in problem  # an integer beyond all floats, which is in no TOML file; to JSON Schema a number
+    if re.match(WRONG, problem) and not (is_whole or is_huge):
         assert not VALIDATOR.is_valid(study), problem
 
 
