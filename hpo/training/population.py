@@ -174,8 +174,8 @@ def _epoch(stack: AnyStack, epoch: int) -> MemberMetrics | HpoError:
 
 def _states(run: Run, folds: Folds, numbers: Collection[int]) -> dict[int, State]:
     assert len(folds) <= 1, "folds have no common weights"
-    stacks = folds[0] if folds else []
-    return _by_number(run([partial(stack.states, numbers) for stack in stacks], None) if stacks else [], numbers)
+    parts = [run([partial(stack.states, numbers) for stack in stacks], None) for stacks in folds]
+    return _by_number(itertools.chain.from_iterable(parts), numbers)
 
 
 def _frozen(run: Run, folds: Folds, numbers: Collection[int]) -> dict[int, MemberState]:
@@ -184,7 +184,7 @@ def _frozen(run: Run, folds: Folds, numbers: Collection[int]) -> dict[int, Membe
     return {n: replace(first[n], other_folds=tuple(fold[n] for fold in others)) for n in numbers}
 
 
-def _by_number(parts: Sequence[dict[int, T]], numbers: Collection[int]) -> dict[int, T]:
+def _by_number(parts: Iterable[dict[int, T]], numbers: Collection[int]) -> dict[int, T]:
     found = dict(_items(parts))
     if missing := set(numbers) - found.keys():
         raise KeyError(f"no weights of trials {sorted(missing)}: they were dropped, or the epoch is over")

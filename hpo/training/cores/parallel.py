@@ -11,6 +11,7 @@ user's functions have threads, too, so that these functions run where the user l
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
@@ -87,7 +88,7 @@ def parallel_stacks(folds: Folds, cores: UseOfCores) -> Iterator[Run]:
         if cores.processes:
             _start_processes(folds, processes)
         with ThreadPool(cores.stacks, torch.set_num_threads, (cores.threads,)) as pool:
-            yield lambda calls, timeout_s: pool.map_async(_call, calls, 1).get(timeout_s)
+            yield lambda calls, timeout_s: pool.map_async(operator.call, calls, 1).get(timeout_s)
     finally:
         for process in processes:
             process.kill()
@@ -102,7 +103,3 @@ def _start_processes(folds: Folds, processes: list[StackProcess]) -> None:
             with handled_signals_blocked():
                 stacks[index] = process = StackProcess(stack, folds)
                 processes.append(process)
-
-
-def _call(function: Callable[[], Any]) -> Any:
-    return function()

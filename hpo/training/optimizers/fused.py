@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Columns = list[Tensor]
-"""Hyperparameters, [K, 1] each."""
+from hpo.training.optimizers.rules import Hyper, OptimizerState
 
-Update = Callable[[Tensor, Tensor, list[Tensor], dict[str, Tensor], Tensor | None, int], None]
-"""Updates values by gradients, states, hyperparameters, weight decay (None for none) and number of updates."""
+Update = Callable[[Tensor, Tensor, OptimizerState, Hyper, Tensor | None, int], None]
+"""A rule that takes the weight decay, [K, 1], before the number of updates; None is no decay."""
 
 
 def fused_update(kind: str, value: Tensor) -> Update | None:
@@ -30,8 +29,8 @@ def fused_update(kind: str, value: Tensor) -> Update | None:
 def _sgd(
     value: Tensor,
     grad: Tensor,
-    state: list[Tensor],
-    hyper: dict[str, Tensor],
+    state: OptimizerState,
+    hyper: Hyper,
     decay: Tensor | None,
     step: int,
     *,
@@ -55,8 +54,8 @@ def _adam(
     kernel: Callable[..., Any],
     value: Tensor,
     grad: Tensor,
-    state: list[Tensor],
-    hyper: dict[str, Tensor],
+    state: OptimizerState,
+    hyper: Hyper,
     decay: Tensor | None,
     step: int,
 ) -> None:
@@ -77,9 +76,9 @@ def _adam(
 
 
 def _members(
-    tensors: list[Tensor], columns: Columns, decay: Tensor | None
+    tensors: list[Tensor], columns: list[Tensor], decay: Tensor | None
 ) -> Iterator[tuple[list[list[Tensor]], list[float]]]:
-    """Yield each member's tensors, each in a list, and its weight decay with its values of the columns."""
+    """Yield each member's tensors, each in a list, and its weight decay with its values of the columns [K, 1]."""
     decays = torch.zeros_like(columns[0]) if decay is None else decay
     rows = zip(*(each.unbind() for each in tensors), strict=True)
     for of_member, values in zip(rows, torch.cat([decays, *columns], 1).tolist(), strict=True):
