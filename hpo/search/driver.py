@@ -49,10 +49,11 @@ from hpo.search.study_records import (
 )
 from hpo.storage import Storage, StudySummary, check_open, summary
 from hpo.studyfile import AnyStudy, ObjectiveStudy, Study
+from hpo.training.compiled.passes import load_passes
 from hpo.training.device_data import DeviceSplit, steps_per_epoch
 from hpo.training.devices import describe_device, has_bfloat16
 from hpo.training.speed.choices import choose_precision, measured_members, pays
-from hpo.training.stack import Member
+from hpo.training.stack import DTYPES, Member
 from hpo.training.trainer import Trainer
 from hpo.usercode import UserCode
 
@@ -232,6 +233,8 @@ class NetworkDriver(Driver):
             on_event(Note(f"pruner: {choice.name} ({choice.why})"))
         for line in halving_lines(self.study, choice.name):
             on_event(Note(line))
+        if split.device.type == "cpu" and (missing := load_passes(DTYPES[precision])):
+            on_event(Note(f"layers: computed by torch alone ({missing}); with a C compiler, training takes less time"))
         timeout_s = self.study.search.trial_timeout
         checkpoints = TrainingCheckpoints(
             self.study,

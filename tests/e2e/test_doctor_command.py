@@ -41,7 +41,7 @@ def test_an_empty_folder_has_no_problem_and_nothing_is_created(hpo: Run, folder:
     assert {name.removeprefix("data ") for name in found if name.startswith("data ")} == {
         *("digits", "breast_cancer", "wine", "diabetes", "mnist", "fashion_mnist", "cifar10")
     }
-    assert {"packages", "torch", "device cpu", "threads"} <= set(found)
+    assert {"packages", "torch", "device cpu", "threads", "C compiler"} <= set(found)
     assert [path.name for path in folder.iterdir()] == ["tiny.toml"]
 
 
@@ -147,3 +147,9 @@ def test_too_many_threads_are_a_warning(process: Start) -> None:
     threads = lines(outcome)["threads"]
     assert threads.startswith("warning  ")
     assert "OMP_NUM_THREADS is 4096" in threads
+
+
+def test_a_missing_c_compiler_is_a_warning(process: Start) -> None:
+    outcome = process("doctor", CC="no-such-compiler").outcome()
+    assert outcome.status == 0
+    assert lines(outcome)["C compiler"].startswith("warning  there is no C compiler 'no-such-compiler'; ")

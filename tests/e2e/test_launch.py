@@ -53,6 +53,23 @@ def test_a_launch_trains_every_trial_and_names_the_best(hpo: Run) -> None:
     assert hpo("top", "tiny", "-n", "5").out.splitlines() == [line for line in lines if line.startswith("Best-")]
 
 
+def test_a_launch_without_a_c_compiler_says_so_and_trains_the_same(process: Start) -> None:
+    compiled = process("launch", "tiny.toml").outcome()
+    assert (compiled.status, "layers: " in compiled.err) == (0, False)
+    by_torch = process("launch", "tiny.toml", "--storage", "sqlite:///other.db", CC="no-such-compiler").outcome()
+    assert by_torch.status == 0
+    assert "layers: computed by torch alone (there is no C compiler 'no-such-compiler'); " in by_torch.err
+    curves = [
+        {
+            (trial.number, epoch): accuracy
+            for trial in optuna.load_study(study_name="tiny", storage=url).trials
+            for epoch, accuracy in trial.intermediate_values.items()
+        }
+        for url in ("sqlite:///hpo.db", "sqlite:///other.db")
+    ]
+    assert curves[0] == pytest.approx(curves[1], abs=0.026)  # one of 40 images
+
+
 def test_a_launch_whose_trials_all_fail_reports_the_reason_and_no_command_suggests_it_again(hpo: Run) -> None:
     diverging = ("--set", "optimizer.lr.low=1e30", "--set", "optimizer.lr.high=1e35")
     why = "study 'tiny': no trial to rank: 6 failed (diverged: train_loss is "

@@ -1,4 +1,7 @@
-"""A linear layer and what follows it, as one operation, equal the layers one after the other, in float64."""
+"""A linear layer and what follows it, as one operation, equal the layers one after the other, in float64.
+
+By compiled passes as by torch. tests/training/test_compiled_passes.py fails where passes cannot be compiled.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,20 @@ class Branches(nn.Module):
         return self.last(y.relu() + y)  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
 
+class Twice(nn.Module):
+    """The same layers twice: the second gradients are added to the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shared, self.last = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.norm = nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.first(x)))
+        x = F.relu(self.norm(self.shared(x)))
+        return self.last(F.relu(self.shared(x)))  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+
 def results(modules: Sequence[nn.Module], x: Tensor) -> tuple[StackedNetwork, Tensor]:
     """Return a network after two training steps, and its last output."""
     network = StackedNetwork(modules, torch.float64)
@@ -45,13 +62,22 @@ def results(modules: Sequence[nn.Module], x: Tensor) -> tuple[StackedNetwork, Te
 def assert_fused_is_separate(modules: Sequence[nn.Module], x: Tensor) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(linear_chain, "fits", lambda *arguments: False)
-        expected, expected_out = results(modules, x)
-    network, out = results(modules, x)
+        expected = results(modules, x)
+    assert_equal(results(modules, x), expected, len(modules))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(linear_chain, "passes_for", lambda x: None)
+        assert_equal(results(modules, x), expected, len(modules))
+
+
+def assert_equal(
+    found: tuple[StackedNetwork, Tensor], expectation: tuple[StackedNetwork, Tensor], members: int
+) -> None:
+    (network, out), (expected, expected_out) = found, expectation
     assert_same(out, expected_out)
     for name, slot in network.blocks.slots.items():
         assert slot.has_gradient
         assert_same(slot.grad, expected.blocks.slots[name].grad)
-    for member in range(len(modules)):
+    for member in range(members):
         for name, value in network.state_dict(member).items():
             assert_same(value.double(), expected.state_dict(member)[name].double())
 
@@ -77,12 +103,16 @@ def test_one_operation_equals_the_layers(rates: list[float], batch: int, units: 
     assert_fused_is_separate(modules, torch.randn(batch, 3, generator=torch.Generator().manual_seed(0)).double())
 
 
-def test_functions_and_values_that_are_read_twice() -> None:
-    modules = seeded(Branches)
+@pytest.mark.parametrize("kind", [Branches, Twice])
+def test_functions_and_values_and_layers_that_are_used_twice(kind: type[nn.Module]) -> None:
+    modules = seeded(kind)
     assert_fused_is_separate(modules, torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).double())
 
 
-def test_a_member_that_diverged_does_not_reach_the_others() -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_member_that_diverged_does_not_reach_the_others(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr(linear_chain, "passes_for", lambda x: None)
     modules = seeded(Branches)
     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).double()
     expected, _ = results(modules, x)

@@ -1,7 +1,7 @@
-"""Checks of `hpo doctor`, in order: storage, data sets, packages, torch with its devices and threads.
+"""Checks of `hpo doctor`, in order: storage, data sets, packages, torch with its devices and threads, C compiler.
 
-Each finding is yielded as soon as its check ends; a check that fails does not prevent the next ones. Nothing is written
-without `fix`, which requeues orphaned trials (`hpo.results.doctor.storage`). All checks take a few seconds.
+Each finding is yielded as soon as its check ends; a check that fails does not prevent the next ones. No storage is
+written without `fix`, which requeues orphaned trials (`hpo.results.doctor.storage`). All checks take a few seconds.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def findings(url: str | None, fix: bool) -> Iterator[Finding]:
         yield failed("data sets", error)
     yield packages(metadata.requires("hpo") or [])
     yield from _torch()
+    yield _compiler()
 
 
 def data_folder(named: str) -> Finding:
@@ -138,6 +139,17 @@ def _torch() -> Iterator[Finding]:
     for each in found.devices:
         yield device(check_device(each))
     yield threads(_cores(), found.threads, os.environ.get(THREADS))
+
+
+def _compiler() -> Finding:
+    """Check the C compiler, and compile what training on a CPU needs into the cache, unless it is there."""
+    import torch
+
+    from hpo.training.compiled.passes import load_passes
+
+    if missing := load_passes(torch.float32):
+        return warning("C compiler", missing, "with one, such as gcc, training on a CPU takes less time")
+    return ok("C compiler", "compiles for this processor")
 
 
 def _cores() -> int:

@@ -97,8 +97,8 @@ class BatchNorm(StackedLayer):
 
     def bind(self, slots: dict[str, ParameterSlot]) -> None:
         """Store the slots of weight and bias."""
-        self._weight, self._bias = slots[f"{self._name}.weight"], slots[f"{self._name}.bias"]
-        dtype = torch.float64 if self._weight.value.dtype == torch.float64 else torch.float32
+        self.weight, self.bias = slots[f"{self._name}.weight"], slots[f"{self._name}.bias"]
+        dtype = torch.float64 if self.weight.value.dtype == torch.float64 else torch.float32
         self._mean, self._variance = self._mean.to(dtype), self._variance.to(dtype)
 
     def select(self, members: Tensor) -> None:
@@ -154,13 +154,13 @@ class BatchNorm(StackedLayer):
         """
         self._update_statistics()  # of batches in another memory order
         self._batches.add_(1)
-        weight, bias = (_at_least_float32(slot.value).contiguous().view(-1) for slot in (self._weight, self._bias))
+        weight, bias = (_at_least_float32(slot.value).contiguous().view(-1) for slot in (self.weight, self.bias))
         statistics = self._mean.view(-1), self._variance.view(-1)
         return torch.native_batch_norm(images, weight, bias, *statistics, True, self._momentum, self.eps)
 
     def normalize_images_backward(self, grad: Tensor, images: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         """Return the gradient of the images, and write those of weight and bias."""
-        weight = _at_least_float32(self._weight.value).contiguous().view(-1)
+        weight = _at_least_float32(self.weight.value).contiguous().view(-1)
         out, *found = torch.ops.aten.native_batch_norm_backward(
             grad, images, weight, None, None, mean, scale, True, self.eps, [True, True, True]
         )
@@ -174,9 +174,9 @@ class BatchNorm(StackedLayer):
         A row of `x` is a group of torch's group norm, which computes it in one pass. `shift` [K, C] is what `x` lacks
         of its mean: a bias before.
         """
-        self._require_several(x)
+        self.require_several(x)
         count, rows = x.shape[2], x.shape[0] * x.shape[1]
-        weight, bias = (_at_least_float32(each.value).contiguous().view(-1) for each in (self._weight, self._bias))
+        weight, bias = (_at_least_float32(each.value).contiguous().view(-1) for each in (self.weight, self.bias))
         out, mean, scale = torch.native_group_norm(x, weight, bias, 1, rows, count, rows, self.eps)
         self.record_statistics(mean if shift is None else mean.view(shift.shape) + shift, scale, count)
         return out, mean, scale, weight
@@ -201,10 +201,11 @@ class BatchNorm(StackedLayer):
         return out
 
     def _write_gradients(self, weight: Tensor, bias: Tensor) -> None:
-        for slot, value in ((self._weight, weight), (self._bias, bias)):
+        for slot, value in ((self.weight, weight), (self.bias, bias)):
             slot.write(partial(_copy, value))
 
-    def _require_several(self, x: Tensor) -> None:
+    def require_several(self, x: Tensor) -> None:
+        """Raise HpoError for a batch with one value per channel, `x` [K, ...]."""
         if x.numel() == self._mean.numel():
             raise HpoError(f"layer '{self._name}': a batch of one value cannot be normalized; use a larger batch")
 
@@ -217,12 +218,12 @@ class BatchNorm(StackedLayer):
             x = x.expand(len(self._mean), *x.shape)
         require(x.dim() - 1 in self._ranks, f"layer '{self._name}'", f"its input has {x.dim() - 1} dimensions")
         shape = (x.shape[0], 1, x.shape[2]) + (1,) * (x.dim() - 3)
-        weight, bias = self._weight.value.view(shape), self._bias.value.view(shape)
+        weight, bias = self.weight.value.view(shape), self.bias.value.view(shape)
         if training:
-            self._require_several(x)
+            self.require_several(x)
             if x.device.type == "cpu" and x.dim() > 3 and x.stride(0) == x.shape[2] * x.stride(2) > 0:
                 return apply(_ImageBatchNormFunction, x, self)
-            return apply(_BatchNormFunction, x, weight, bias, (self._weight, self._bias), self)
+            return apply(_BatchNormFunction, x, weight, bias, (self.weight, self.bias), self)
         self._update_statistics()
         scale = weight * (self._variance + self.eps).rsqrt().view(shape)
         shift = bias - scale * self._mean.view(shape)

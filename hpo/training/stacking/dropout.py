@@ -94,17 +94,28 @@ class Dropout(StackedLayer):
 
     def _mask(self, shape: Sequence[int], x: Tensor, members: slice | None = None) -> Tensor:
         """Return factors [K, *shape], of the type of `x`: 0 to drop an element, else 1 / (1 - rate)."""
-        assert self._keys is not None, "call set_keys before a training step"
         count = math.prod(shape)
+        keys, counters, thresholds, scales = self.mask_numbers(count, x, members)
+        words = random_words(keys, count, counters)
+        # Compare in place, into integers: on a CPU, operations on booleans are several times as slow.
+        return words.ge_(thresholds).to(x.dtype).mul_(scales).view(-1, *shape)
+
+    def mask_numbers(
+        self, count: int, x: Tensor, members: slice | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what masks of `count` elements are computed from: keys, counters, thresholds and scales.
+
+        The counters are those of `random_words`. The others are [K, 1]: an element remains if its number is at least
+        the threshold, and is multiplied by the scale.
+        """
+        assert self._keys is not None, "call set_keys before a training step"
         if self._counters.numel() * 4 < count or self._counters.device != x.device:
             self._counters = mixed_counters(count, x.device)
         # Move them to the device once: a copy in each step would make the device wait for the host.
         self._thresholds, self._scales = self._thresholds.to(x.device), self.scales(x)
         of_all = self._keys, self._thresholds, self._scales
         keys, thresholds, scales = of_all if members is None else (each[members] for each in of_all)
-        words = random_words(keys, count, self._counters)
-        # Compare in place, into integers: on a CPU, operations on booleans are several times as slow.
-        return words.ge_(thresholds).to(x.dtype).mul_(scales).view(-1, *shape)
+        return keys, self._counters, thresholds, scales
 
 
 class ChannelDropout(Dropout):

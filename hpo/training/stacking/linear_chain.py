@@ -5,19 +5,22 @@ other, in place where nobody else reads the values, and saves fewer tensors for 
 is left out of the products: the batch's mean cancels it, so that its gradient is 0. Random numbers, statistics and
 parameters are those of the single layers.
 
-Fused on a CPU only, where it was measured.
+Fused on a CPU only, where it was measured. What is elementwise is computed by compiled passes where there are some
+(hpo/training/compiled/), else by torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from hpo.training.compiled.passes import Passes, load_passes, passes_for
 from hpo.training.stacking.batch_norm import BatchNorm
 from hpo.training.stacking.dropout import Dropout
 from hpo.training.stacking.functions import Run, Step, Values
@@ -51,7 +54,8 @@ class _ChainsFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
         x, *saved = ctx.saved_tensors
-        grad = grads[0].transpose(1, 2).contiguous()  # [K, units, B]
+        # [K, units, B]. A copy: chains overwrite gradients.
+        grad = grads[0].transpose(1, 2).clone(memory_format=torch.contiguous_format)
         for chain, count in zip(reversed(ctx.chains), reversed(ctx.counts), strict=True):
             grad = chain.backward(grad, *saved[-count:])
             del saved[-count:]
@@ -75,6 +79,9 @@ class LinearChain:
 
         The products may be overwritten.
         """
+        passes = passes_for(product)
+        if passes is not None:
+            return self._forward_compiled(product, passes)
         bias, saved = self.linear.bias, []
         if self.norm is not None:
             out, *statistics = self.norm.normalized(product, None if bias is None else bias.value)
@@ -83,21 +90,46 @@ class LinearChain:
             out = product if bias is None else product.add_(bias.value.unsqueeze(-1))
         if self.relu:
             out.relu_()
-        if self.dropout is not None and self.dropout.drops(training=True):
-            out.mul_(self.dropout.mask_of_units(out))
+        if self._drops is not None:
+            out.mul_(self._drops.mask_of_units(out))
+        return [*saved, out]
+
+    @property
+    def _drops(self) -> Dropout | None:
+        """Return the dropout if it drops any element."""
+        return self.dropout if self.dropout is not None and self.dropout.drops(training=True) else None
+
+    def _forward_compiled(self, product: Tensor, passes: Passes) -> list[Tensor]:
+        bias = None if self.linear.bias is None else self.linear.bias.value
+        saved = []
+        if self.norm is not None:
+            weight, shift = self.norm.weight.value, self.norm.bias.value
+            self.norm.require_several(product)
+            out, statistics = passes.forward(product, shift, self.relu, weight, bias, self.norm.eps)
+            assert statistics is not None
+            _, scale, mean = statistics
+            self.norm.record_statistics(mean, scale, product.shape[2])
+            saved = [product, statistics]
+        else:
+            out, _ = passes.forward(product, bias, self.relu)
+        if self._drops is not None:
+            passes.drop(out, *self._drops.mask_numbers(out[0].numel(), out))
         return [*saved, out]
 
     def backward(self, grad: Tensor, *saved: Tensor) -> Tensor:
         """Return the gradient of the products for that of the output, both [K, units, B]; write those of parameters.
 
-        That of the linear layer's weight is left to the caller.
+        The output's may be overwritten. That of the linear layer's weight is left to the caller.
         """
         *normalized, out = saved
-        bias_slot, scales = self.linear.bias, None
+        bias_slot = self.linear.bias
+        scales = None if self._drops is None else self._drops.scales(out)
+        passes = passes_for(grad)
+        if passes is not None:
+            self._backward_compiled(grad, out, scales, normalized, passes)
+            return grad
         if self.relu:  # an output is 0 where dropout dropped it, too
             grad = torch.ops.aten.threshold_backward(grad, out, 0)
-        if self.dropout is not None and self.dropout.drops(training=True):
-            scales = self.dropout.scales(out)
         if self.norm is not None:
             product, mean, scale, weight = normalized
             grad = self.norm.normalized_backward(grad, product, mean, scale, weight, scales)
@@ -109,6 +141,23 @@ class LinearChain:
             if bias_slot is not None:
                 bias_slot.write(lambda into: torch.sum(grad, -1, out=into))
         return grad
+
+    def _backward_compiled(
+        self, grad: Tensor, out: Tensor, scales: Tensor | None, normalized: Sequence[Tensor], passes: Passes
+    ) -> None:
+        """Replace the gradient of the output by that of the products."""
+        run = partial(passes.backward, grad, out, self.relu, scales)
+        norm, bias = self.norm, self.linear.bias
+        if norm is not None:
+            product, statistics = normalized
+            weight = norm.weight.value
+            norm.bias.write(lambda shift: norm.weight.write(partial(run, shift, product, weight, statistics)))
+            if bias is not None:
+                bias.write(torch.Tensor.zero_)
+        elif bias is not None:
+            bias.write(run)
+        else:
+            run(None)
 
 
 def with_chains(
@@ -125,6 +174,9 @@ def with_chains(
     layers by their modules' names, with " at NODE" for dropout; `stacked` are the nodes with stacked values. Nothing
     but the chains reads the values between their layers, so they run where their first layer does.
     """
+    weight = next(root.parameters())
+    if weight.device.type == "cpu":
+        load_passes(weight.dtype)  # here: the processes of stacks would load them anew
     runs = {name: run for name, run, _ in steps}
     frees = {name: free for name, _, free in steps}
     found: list[tuple[list[fx.Node], Run, list[str]]] = []

@@ -1,0 +1,107 @@
+/* Passes over the activations of linear chains (hpo/training/stacking/linear_chain.py) and over weights.
+
+   They compute what several operations of torch compute one after the other, and read each row while it is in the
+   core's cache. Activations are [members, units, batch] and contiguous; a row is the batch of one member's unit.
+   Vectors have a value for each row; `stride` is the distance between two members' values. Tensors of other shapes are
+   contiguous. NULL stands for what a chain lacks. NaN goes through all passes as through torch's operations.
+
+   REAL is float or double. Every function runs in one thread. */
+
+#include <math.h>
+#include <stdint.h>
+
+#define WORDS 256 /* of random numbers at a time: 2 KB */
+
+/* Batch norm of the products, if there is a `weight`, plus `shift`, then ReLU. `out` may be the products themselves.
+   `statistics` [3, members, units]: means, inverse deviations, and means of the layer's output, which has a `bias` that
+   the products lack. */
+void forward(const REAL *products, REAL *out, const REAL *bias, const REAL *weight, const REAL *shift, double eps,
+             REAL *statistics, int relu, int64_t members, int64_t units, int64_t batch, int64_t stride) {
+    int64_t rows = members * units;
+    for (int64_t row = 0; row < rows; row++) {
+        const REAL *x = products + row * batch;
+        REAL *y = out + row * batch;
+        int64_t at = row / units * stride + row % units;
+        REAL mean = 0, factor = 1, add = shift ? shift[at] : 0;
+        if (weight) {
+            REAL sum = 0, squares = 0;
+            for (int64_t i = 0; i < batch; i++) sum += x[i];
+            mean = sum / batch;
+            for (int64_t i = 0; i < batch; i++) squares += (x[i] - mean) * (x[i] - mean);
+            REAL scale = 1 / sqrt(squares / batch + eps);
+            statistics[row] = mean;
+            statistics[rows + row] = scale;
+            statistics[2 * rows + row] = mean + (bias ? bias[at] : 0);
+            factor = scale * weight[at];
+        }
+        if (relu)
+            for (int64_t i = 0; i < batch; i++) {
+                REAL value = (x[i] - mean) * factor + add;
+                y[i] = value < 0 ? 0 : value;
+            }
+        else
+            for (int64_t i = 0; i < batch; i++) y[i] = (x[i] - mean) * factor + add;
+    }
+}
+
+/* Multiply the elements of each member, `count`, by its dropout mask: 0 or `scales` [members].
+   The masks are those of `random_words` (hpo/training/randomness.py) for `keys` and `thresholds` [members]. */
+void drop(REAL *out, const int64_t *keys, const int64_t *counters, const int16_t *thresholds, const REAL *scales,
+          int64_t members, int64_t count) {
+    union {
+        int64_t words[WORDS];
+        int16_t numbers[4 * WORDS];
+    } random;
+    for (int64_t member = 0; member < members; member++)
+        for (int64_t start = 0; start < count; start += 4 * WORDS) {
+            int64_t size = count - start < 4 * WORDS ? count - start : 4 * WORDS;
+            for (int64_t i = 0; i < (size + 3) / 4; i++) {
+                int64_t word = (uint64_t)(counters[start / 4 + i] ^ keys[member]) * 0xBF58476D1CE4E5B9u;
+                word = (uint64_t)(word ^ (word >> 32)) * 0x94D049BB133111EBu;
+                random.words[i] = (uint64_t)word + (uint64_t)(word >> 32);
+            }
+            REAL *y = out + member * count + start, scale = scales[member];
+            int16_t threshold = thresholds[member];
+            for (int64_t i = 0; i < size; i++) y[i] *= random.numbers[i] >= threshold ? scale : 0;
+        }
+}
+
+/* Turn the gradient of a chain's output into that of its products, in place, and write those of weight and shift.
+   An output is 0 where ReLU or dropout made it 0; `scales` [members] are the factors of elements that dropout left. */
+void backward(REAL *grads, const REAL *outputs, const REAL *products, const REAL *weight, const REAL *statistics,
+              const REAL *scales, REAL *weight_grad, int64_t weight_stride, REAL *shift_grad, int64_t shift_stride,
+              int relu, int64_t members, int64_t units, int64_t batch, int64_t stride) {
+    int64_t rows = members * units;
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t member = row / units, unit = row % units;
+        REAL *g = grads + row * batch, sum = 0;
+        if (relu) {
+            const REAL *y = outputs + row * batch;
+            REAL scale = scales ? scales[member] : 1;
+            for (int64_t i = 0; i < batch; i++) {
+                REAL value = y[i] <= 0 ? 0 : g[i] * scale;
+                g[i] = value;
+                sum += value;
+            }
+        } else
+            for (int64_t i = 0; i < batch; i++) sum += g[i];
+        if (shift_grad) shift_grad[member * shift_stride + unit] = sum;
+        if (!weight) continue;
+        const REAL *x = products + row * batch;
+        REAL mean = statistics[row], scale = statistics[rows + row], product = 0;
+        for (int64_t i = 0; i < batch; i++) product += g[i] * (x[i] - mean);
+        weight_grad[member * weight_stride + unit] = product * scale;
+        REAL factor = weight[member * stride + unit] * scale;
+        REAL offset = sum / batch, slope = product * scale * scale / batch;
+        for (int64_t i = 0; i < batch; i++) g[i] = factor * (g[i] - offset - (x[i] - mean) * slope);
+    }
+}
+
+/* Gradient descent with weight decay: values and gradients [members, count], rates and decays [members]. */
+void descend(REAL *values, const REAL *grads, const REAL *rates, const REAL *decays, int64_t members, int64_t count) {
+    for (int64_t member = 0; member < members; member++) {
+        REAL *w = values + member * count, rate = rates[member], decay = decays ? decays[member] : 0;
+        const REAL *g = grads + member * count;
+        for (int64_t i = 0; i < count; i++) w[i] -= rate * (g[i] + decay * w[i]);
+    }
+}

@@ -1,0 +1,192 @@
+"""Passes in C equal torch's operations; they are compiled once, and training goes on by torch where they cannot be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from hpo.training.compiled import library, passes
+from hpo.training.compiled.library import CompilationError, load_library
+from hpo.training.compiled.passes import Passes, load_passes, passes_for
+from hpo.training.optimizers import fused
+from hpo.training.stacking.dropout import Dropout
+
+SOURCE = Path(passes.__file__).with_name("passes.c")
+TYPES = [torch.float32, torch.float64]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of compiled libraries of a user who has none yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "hpo" / "compiled"
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Let this process load passes anew."""
+    passes._load.cache_clear()
+    yield
+    passes._load.cache_clear()
+
+
+def compiler(folder: Path, script: str) -> Path:
+    """Write a compiler as a shell script."""
+    path = folder / "compiler"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def loaded(dtype: torch.dtype) -> Passes:
+    found = passes_for(torch.empty(0, dtype=dtype))
+    assert found is not None, f"these tests need a C compiler: {load_passes(dtype)}"
+    return found
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@given(
+    rates=st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0]), min_size=1, max_size=4).filter(any),
+    units=st.integers(1, 60),
+    batch=st.integers(1, 50),
+)
+def test_dropout_masks_are_the_same_bit_for_bit(dtype: torch.dtype, rates: list[float], units: int, batch: int) -> None:
+    dropout = Dropout("", [nn.Dropout(rate) for rate in rates])
+    dropout.set_keys(torch.tensor([[3 - (index << 60)] for index in range(len(rates))]))
+    x = torch.randn(len(rates), units, batch, dtype=dtype)
+    out = x.clone()
+    loaded(dtype).drop(out, *dropout.mask_numbers(units * batch, x))
+    assert torch.equal(out, x * dropout.mask_of_units(x))
+
+
+def test_passes_in_float32_are_as_exact_as_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, g = (torch.randn(3, 5, 100, generator=generator, dtype=torch.float64) + 3 for _ in range(2))
+    weight, shift = (torch.randn(3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+
+    def results(dtype: torch.dtype) -> list[Tensor]:
+        grad, vector = g.to(dtype, copy=True), torch.empty(3, 5, dtype=dtype)
+        shift_grad, scale = vector.clone(), weight.to(dtype)
+        out, statistics = loaded(dtype).forward(x.to(dtype), shift.to(dtype), True, scale, None, 1e-5)
+        loaded(dtype).backward(grad, out, True, None, shift_grad, x.to(dtype), scale, statistics, vector)
+        return [out, grad, vector, shift_grad]
+
+    for exact, found in zip(results(torch.float64), results(torch.float32), strict=True):
+        # 100 roundings of 6e-8 in the sums of a row, of values up to 7.
+        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("decay", [None, torch.tensor([[0.1], [0.0]], dtype=torch.float64)])
+def test_gradient_descent_is_the_rule(decay: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, grads = torch.randn(2, 2, 1001, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    hyper = {"lr": torch.tensor([[0.5], [0.01]], dtype=torch.float64)}
+    found, expected = values.clone(), values.clone()
+    assert passes_for(found) is not None
+    fused._plain_sgd(found, grads.clone(), [], hyper, decay, 1)
+    monkeypatch.setattr(fused, "passes_for", lambda x: None)
+    fused._plain_sgd(expected, grads.clone(), [], hyper, decay, 1)
+    assert not torch.equal(found, values)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-15)  # some roundings
+
+
+def test_torch_is_used_for_other_types_and_with_threads_inside_of_operations() -> None:
+    assert passes_for(torch.empty(1, dtype=torch.bfloat16)) is None
+    torch.set_num_threads(2)
+    try:
+        assert passes_for(torch.empty(1)) is None
+    finally:
+        torch.set_num_threads(1)
+    assert passes_for(torch.empty(1)) is not None
+
+
+def test_a_library_is_compiled_once_for_each_source_and_compiler(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = tmp_path / "calls"
+    logging = compiler(tmp_path, f'echo call >> {calls}; exec cc -DVERSION=$VERSION "$@"')
+    monkeypatch.setenv("CC", f"{logging} -DOPTION=1")
+    monkeypatch.setenv("VERSION", "1")
+    for _ in range(3):
+        load_library(SOURCE, ["REAL=float"])
+    assert len(list(cache.iterdir())) == 1
+    assert len(calls.read_text().split()) == 4  # macros, compilation, macros, macros
+    monkeypatch.setenv("VERSION", "2")
+    load_library(SOURCE, ["REAL=float"])
+    load_library(SOURCE, ["REAL=double"])
+    assert len(list(cache.iterdir())) == 3
+    assert cache.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_damaged_library_is_named(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text = 'while [ $# -gt 0 ]; do if [ "$1" = -o ]; then echo text > "$2"; fi; shift; done'
+    monkeypatch.setenv("CC", str(compiler(tmp_path, write_text)))
+    with pytest.raises(CompilationError, match="cannot be loaded") as raised:
+        load_library(SOURCE, ["REAL=float"])
+    (path,) = cache.iterdir()
+    assert str(raised.value).startswith(f"{path}: ")
+
+
+def test_processes_may_compile_at_the_same_time(cache: Path) -> None:
+    code = "import torch; from hpo.training.compiled.passes import load_passes; print(load_passes(torch.float32))"
+    started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate()[0] for process in started] == ["None\n"] * 3
+    assert [path.suffix for path in cache.iterdir()] == [".so"]
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo 'error: bad' >&2; exit 1", r"the C compiler '.*compiler' failed \(error: bad\)"),
+        ("exit 1", r"failed \(no message\)"),
+        ('exec cc -DREAL=none "$@"', r"failed \(.*unknown type name.*\)"),
+        ("exec sleep 60", r"failed \(.*timed out after 0\.2 seconds\)"),
+    ],
+)
+def test_a_compiler_that_fails_is_a_reason(
+    script: str, message: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", str(compiler(tmp_path, script)))
+    if "sleep" in script:
+        monkeypatch.setattr(library, "TIMEOUT_S", 0.2)
+    with pytest.raises(CompilationError, match=message):
+        load_library(SOURCE, [])
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_without_a_compiler_training_uses_torch(fresh: None, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert load_passes(torch.float32) == "there is no C compiler 'no-such-compiler'"
+    assert passes_for(torch.empty(1)) is None
+
+
+def test_a_folder_that_others_may_write_to_is_refused(cache: Path) -> None:
+    cache.mkdir(parents=True)
+    cache.chmod(0o770)
+    with pytest.raises(CompilationError, match="others may write to it"):
+        load_library(SOURCE, ["REAL=float"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_another_user_is_refused(cache: Path) -> None:
+    cache.mkdir(parents=True, mode=0o700)
+    os.chown(cache, 12345, -1)
+    with pytest.raises(CompilationError, match="belongs to another user"):
+        load_library(SOURCE, ["REAL=float"])
+
+
+def test_a_user_without_a_home_folder_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home(*arguments: object) -> str:
+        raise RuntimeError("no home")
+
+    monkeypatch.setattr("platformdirs.user_cache_dir", no_home)
+    with pytest.raises(CompilationError, match="this user has no home folder"):
+        load_library(SOURCE, ["REAL=float"])
