@@ -24,7 +24,7 @@ def epoch_examples(split: DeviceSplit, epoch: int, settings: TrainingSettings) -
     """
     images, shift = split.train, settings.shift
     if not (settings.flip or shift):
-        return lambda batch: images[batch]
+        return lambda batch: images.index_select(0, batch)  # a third of the time of images[batch]
     channels, height, width = split.shape
     padded_width = width + 2 * shift
     flips, *moves = augmentation_numbers(split.seed, epoch, len(images))
@@ -38,7 +38,7 @@ def epoch_examples(split: DeviceSplit, epoch: int, settings: TrainingSettings) -
 
     def augmented(batch: Tensor) -> Tensor:
         pixels = first[batch].view(-1, 1, 1) + rows + direction[batch].view(-1, 1, 1) * columns
-        padded = F.pad(images[batch], [shift] * 4).flatten(2)
+        padded = F.pad(images.index_select(0, batch), [shift] * 4).flatten(2)
         gathered = padded.gather(2, pixels.flatten(1).unsqueeze(1).expand(-1, channels, -1))
         return gathered.view(-1, channels, height, width)
 

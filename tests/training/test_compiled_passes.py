@@ -76,7 +76,7 @@ def test_passes_in_float32_are_as_exact_as_torch() -> None:
     def results(dtype: torch.dtype) -> list[Tensor]:
         grad, vector = g.to(dtype, copy=True), torch.empty(3, 5, dtype=dtype)
         shift_grad, scale = vector.clone(), weight.to(dtype)
-        out, statistics = loaded(dtype).forward(x.to(dtype), shift.to(dtype), True, scale, None, 1e-5)
+        out, statistics = loaded(dtype).normalize(x.to(dtype), None, scale, shift.to(dtype), 1e-5, True)
         loaded(dtype).backward(grad, out, True, None, shift_grad, x.to(dtype), scale, statistics, vector)
         return [out, grad, vector, shift_grad]
 

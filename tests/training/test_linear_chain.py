@@ -48,7 +48,7 @@ class Twice(nn.Module):
 
 
 def results(modules: Sequence[nn.Module], x: Tensor) -> tuple[StackedNetwork, Tensor]:
-    """Return a network after two training steps, and its last output."""
+    """Return a network after two training steps, and its last output in training and after it."""
     network = StackedNetwork(modules, torch.float64)
     for step in range(2):
         for dropout in network.dropouts:
@@ -56,7 +56,8 @@ def results(modules: Sequence[nn.Module], x: Tensor) -> tuple[StackedNetwork, Te
         network.blocks.begin_step()
         out = network(x, training=True)
         (out * torch.arange(out.numel()).view_as(out).cos()).sum().backward()
-    return network, out
+    with torch.no_grad():
+        return network, torch.stack([out, network(x, training=False)])
 
 
 def assert_fused_is_separate(modules: Sequence[nn.Module], x: Tensor) -> None:

@@ -12,9 +12,9 @@
 
 #define WORDS 256 /* of random numbers at a time: 2 KB */
 
-/* Batch norm of the products, if there is a `weight`, plus `shift`, then ReLU. `out` may be the products themselves.
-   `statistics` [3, members, units]: means, inverse deviations, and means of the layer's output, which has a `bias` that
-   the products lack. */
+/* Products, times `weight` plus `shift`, then ReLU. `out` may be the products themselves. With `statistics`
+   [3, members, units], products are normalized before, and these written: means, inverse deviations, and means of the
+   layer's output, which has a `bias` that the products lack. */
 void forward(const REAL *products, REAL *out, const REAL *bias, const REAL *weight, const REAL *shift, double eps,
              REAL *statistics, int relu, int64_t members, int64_t units, int64_t batch, int64_t stride) {
     int64_t rows = members * units;
@@ -22,8 +22,8 @@ void forward(const REAL *products, REAL *out, const REAL *bias, const REAL *weig
         const REAL *x = products + row * batch;
         REAL *y = out + row * batch;
         int64_t at = row / units * stride + row % units;
-        REAL mean = 0, factor = 1, add = shift ? shift[at] : 0;
-        if (weight) {
+        REAL mean = 0, factor = weight ? weight[at] : 1, add = shift ? shift[at] : 0;
+        if (statistics) {
             REAL sum = 0, squares = 0;
             for (int64_t i = 0; i < batch; i++) sum += x[i];
             mean = sum / batch;
@@ -32,7 +32,7 @@ void forward(const REAL *products, REAL *out, const REAL *bias, const REAL *weig
             statistics[row] = mean;
             statistics[rows + row] = scale;
             statistics[2 * rows + row] = mean + (bias ? bias[at] : 0);
-            factor = scale * weight[at];
+            factor *= scale;
         }
         if (relu)
             for (int64_t i = 0; i < batch; i++) {

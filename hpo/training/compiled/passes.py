@@ -34,27 +34,35 @@ class Passes:
         for function in (self._forward, self._drop, self._backward, self._descend):
             function.restype = None
 
-    def forward(
+    def normalize(
+        self, products: Tensor, bias: Tensor | None, weight: Tensor, shift: Tensor, eps: float, relu: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return batch norm, then ReLU, of products [K, units, B], and statistics [3, K, units].
+
+        The vectors are [K, units]. The statistics are means, inverse deviations, and means of products plus `bias`.
+        """
+        out, statistics = torch.empty_like(products), products.new_empty(3, *products.shape[:2])
+        self._run_forward(products, out, bias, weight, shift, eps, statistics, relu)
+        return out, statistics
+
+    def shift(self, products: Tensor, weight: Tensor | None, shift: Tensor | None, relu: bool) -> None:
+        """Multiply products [K, units, B] by `weight`, add `shift`, both [K, units], and apply ReLU, all in place."""
+        self._run_forward(products, products, None, weight, shift, 0.0, None, relu)
+
+    def _run_forward(
         self,
         products: Tensor,
+        out: Tensor,
+        bias: Tensor | None,
+        weight: Tensor | None,
         shift: Tensor | None,
+        eps: float,
+        statistics: Tensor | None,
         relu: bool,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        eps: float = 0.0,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return batch norm, if there is a `weight`, plus shift, and ReLU, of products [K, units, B]; then statistics.
-
-        The vectors are [K, units]. Without batch norm the products are overwritten, and there are no statistics. These
-        are [3, K, units]: means, inverse deviations, and means of the products plus their `bias`.
-        """
-        out, statistics = products, None
-        if weight is not None:
-            out, statistics = torch.empty_like(products), products.new_empty(3, *products.shape[:2])
+    ) -> None:
         tensors = [_pointer(each) for each in (products, out, bias, weight, shift)]
-        stride = 0 if shift is None else shift.stride(0)  # that of all vectors, which are parts of one block
+        stride = 0 if shift is None else shift.stride(0)  # that of all vectors: they are parts of one block
         self._forward(*tensors, eps, _pointer(statistics), relu, *products.shape, stride)
-        return out, statistics
 
     def drop(self, out: Tensor, keys: Tensor, counters: Tensor, thresholds: Tensor, scales: Tensor) -> None:
         """Apply dropout to activations [K, units, B] in place; the others are those of `random_words`, and factors."""
@@ -73,7 +81,7 @@ class Passes:
         statistics: Tensor | None = None,
         weight_grad: Tensor | None = None,
     ) -> None:
-        """Replace the gradient of the outputs of `forward` by that of its products; write those of shift and weight.
+        """Replace the gradient of outputs by that of the products; write those of shift and weight.
 
         `scales` [K, 1] are the factors of dropout after ReLU, None without dropout.
         """

@@ -224,10 +224,18 @@ class BatchNorm(StackedLayer):
             if x.device.type == "cpu" and x.dim() > 3 and x.stride(0) == x.shape[2] * x.stride(2) > 0:
                 return apply(_ImageBatchNormFunction, x, self)
             return apply(_BatchNormFunction, x, weight, bias, (self.weight, self.bias), self)
-        self._update_statistics()
-        scale = weight * (self._variance + self.eps).rsqrt().view(shape)
-        shift = bias - scale * self._mean.view(shape)
+        scale, shift = (each.view(shape) for each in self.of_running_statistics(None))
         return (_at_least_float32(x) * scale).add_(shift).to(x.dtype)
+
+    def of_running_statistics(self, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the factor and the summand, [K, C], of batch norm outside of training.
+
+        `before` [K, C] is what the input lacks: a bias before.
+        """
+        self._update_statistics()
+        scale = self.weight.value * (self._variance + self.eps).rsqrt()
+        mean = self._mean if before is None else self._mean - before
+        return scale, self.bias.value - scale * mean
 
 
 def _copy(value: Tensor, into: Tensor) -> None:

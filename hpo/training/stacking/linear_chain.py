@@ -101,20 +101,26 @@ class LinearChain:
 
     def _forward_compiled(self, product: Tensor, passes: Passes) -> list[Tensor]:
         bias = None if self.linear.bias is None else self.linear.bias.value
-        saved = []
+        out, saved = product, []
         if self.norm is not None:
             weight, shift = self.norm.weight.value, self.norm.bias.value
             self.norm.require_several(product)
-            out, statistics = passes.forward(product, shift, self.relu, weight, bias, self.norm.eps)
-            assert statistics is not None
+            out, statistics = passes.normalize(product, bias, weight, shift, self.norm.eps, self.relu)
             _, scale, mean = statistics
             self.norm.record_statistics(mean, scale, product.shape[2])
             saved = [product, statistics]
         else:
-            out, _ = passes.forward(product, bias, self.relu)
+            passes.shift(product, None, bias, self.relu)
         if self._drops is not None:
             passes.drop(out, *self._drops.mask_numbers(out[0].numel(), out))
         return [*saved, out]
+
+    def evaluate(self, product: Tensor, passes: Passes) -> None:
+        """Replace the linear layer's products [K, units, B] by the chain's output outside of training."""
+        weight, shift = None, None if self.linear.bias is None else self.linear.bias.value
+        if self.norm is not None:
+            weight, shift = self.norm.of_running_statistics(shift)
+        passes.shift(product, weight, shift, self.relu)
 
     def backward(self, grad: Tensor, *saved: Tensor) -> Tensor:
         """Return the gradient of the products for that of the output, both [K, units, B]; write those of parameters.
@@ -206,6 +212,8 @@ def _run_chains(chains: Sequence[LinearChain], source: str, is_stacked: bool, ru
         value = values[source]
         if training and fits(value, is_stacked):
             return apply(_ChainsFunction, value, chains[0].linear.weight.value, chains)
+        if not torch.is_grad_enabled() and fits(value, is_stacked) and (passes := passes_for(value)) is not None:
+            return _evaluate(value, chains, passes)
         name = source
         for following, run_layer in runs:
             name, value = following, run_layer({name: value}, x, training)
@@ -214,8 +222,18 @@ def _run_chains(chains: Sequence[LinearChain], source: str, is_stacked: bool, ru
     return run
 
 
+def _evaluate(x: Tensor, chains: Sequence[LinearChain], passes: Passes) -> Tensor:
+    """Return the output of chains for [K, B, features] or [B, features] outside of training, [K, B, units]."""
+    for index, chain in enumerate(chains):
+        weight = chain.linear.weight.value
+        product = torch.bmm(weight, x) if index else linear_product(x, weight)
+        chain.evaluate(product, passes)
+        x = product
+    return x.transpose(1, 2)
+
+
 def fits(x: Tensor, stacked: bool) -> bool:
-    """Return whether chains are computed as one operation in training for this input."""
+    """Return whether chains are computed as one operation for this input."""
     return x.dim() == 2 + stacked and x.device.type == "cpu"
 
 
