@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from hpo.training.compiled import library, passes
 from hpo.training.compiled.library import CompilationError, load_library
 from hpo.training.compiled.passes import Passes, load_passes, passes_for
-from hpo.training.optimizers import fused
 from hpo.training.stacking.dropout import Dropout
 
 SOURCE = Path(passes.__file__).with_name("passes.c")
@@ -83,19 +82,6 @@ def test_passes_in_float32_are_as_exact_as_torch() -> None:
     for exact, found in zip(results(torch.float64), results(torch.float32), strict=True):
         # 100 roundings of 6e-8 in the sums of a row, of values up to 7.
         torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
-
-
-@pytest.mark.parametrize("decay", [None, torch.tensor([[0.1], [0.0]], dtype=torch.float64)])
-def test_gradient_descent_is_the_rule(decay: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    values, grads = torch.randn(2, 2, 1001, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    hyper = {"lr": torch.tensor([[0.5], [0.01]], dtype=torch.float64)}
-    found, expected = values.clone(), values.clone()
-    assert passes_for(found) is not None
-    fused._plain_sgd(found, grads.clone(), [], hyper, decay, 1)
-    monkeypatch.setattr(fused, "passes_for", lambda x: None)
-    fused._plain_sgd(expected, grads.clone(), [], hyper, decay, 1)
-    assert not torch.equal(found, values)
-    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-15)  # some roundings
 
 
 def test_torch_is_used_for_other_types_and_with_threads_inside_of_operations() -> None:

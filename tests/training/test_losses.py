@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hpo.training.compiled.passes import passes_for
 from hpo.training.tasks import losses
 from hpo.training.tasks.losses import RowLosses
 
@@ -24,17 +25,17 @@ NUMBERS = torch.randn(ROWS, OUTPUTS, generator=generator, dtype=torch.float64) *
 SMOOTH = torch.tensor(SMOOTHING, dtype=torch.float64)[:, None]
 
 CASES: dict[str, tuple[Callable[[Tensor], RowLosses], Callable[[Tensor, int], Tensor]]] = {
-    "cross_entropy": (lambda out: losses.cross_entropy(out, LABELS), lambda out, k: F.cross_entropy(out, LABELS)),
+    "cross_entropy": (lambda out: losses.cross_entropy(out, LABELS)[0], lambda out, k: F.cross_entropy(out, LABELS)),
     "smoothing": (
-        lambda out: losses.cross_entropy(out, LABELS, SMOOTH),
+        lambda out: losses.cross_entropy(out, LABELS, SMOOTH)[0],
         lambda out, k: F.cross_entropy(out, LABELS, label_smoothing=SMOOTHING[k]),
     ),
     "class weights": (
-        lambda out: losses.cross_entropy(out, LABELS, None, CLASS_WEIGHTS),
+        lambda out: losses.cross_entropy(out, LABELS, None, CLASS_WEIGHTS)[0],
         lambda out, k: F.cross_entropy(out, LABELS, CLASS_WEIGHTS),
     ),
     "class weights and smoothing": (
-        lambda out: losses.cross_entropy(out, LABELS, SMOOTH, CLASS_WEIGHTS),
+        lambda out: losses.cross_entropy(out, LABELS, SMOOTH, CLASS_WEIGHTS)[0],
         lambda out, k: F.cross_entropy(out, LABELS, CLASS_WEIGHTS, label_smoothing=SMOOTHING[k]),
     ),
     "bce": (lambda out: losses.bce(out, ONES), lambda out, k: F.binary_cross_entropy_with_logits(out, ONES)),
@@ -50,6 +51,35 @@ CASES: dict[str, tuple[Callable[[Tensor], RowLosses], Callable[[Tensor, int], Te
         lambda out, k: F.gaussian_nll_loss(out[:, :2], NUMBERS[:, :2], out[:, 2:].exp()),
     ),
 }
+
+
+@pytest.mark.parametrize("labels", [LABELS, LABELS.roll(1).expand(MEMBERS, -1), torch.stack([LABELS] * MEMBERS)])
+@pytest.mark.parametrize("classes", [2, OUTPUTS])
+def test_compiled_cross_entropy_is_that_of_torch(labels: Tensor, classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = 5 * torch.randn(MEMBERS, 90 * ROWS, classes, generator=generator, dtype=torch.float64)
+    labels = labels.repeat(*[1] * (labels.dim() - 1), 90) % classes
+
+    def results() -> tuple[Tensor, Tensor, Tensor]:
+        outputs = logits.clone().requires_grad_()
+        rows, correct = losses.cross_entropy(outputs, labels)
+        (rows.training * torch.arange(90 * ROWS)).sum().backward()
+        assert outputs.grad is not None
+        with torch.no_grad():
+            assert torch.equal(losses.cross_entropy(outputs, labels)[0].plain, rows.plain)
+        return rows.plain.detach(), outputs.grad, correct
+
+    assert passes_for(logits) is not None
+    found = results()
+    monkeypatch.setattr(losses, "passes_for", lambda x: None)
+    for ours, torchs in zip(found, results(), strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-12, atol=1e-12)
+
+
+def test_compiled_cross_entropy_of_what_is_not_finite_or_no_class() -> None:
+    logits = torch.tensor([[[0.0, 1.0], [torch.nan, 1.0], [1.0, torch.nan], [torch.inf, 0.0], [1.0, 1.0]]])
+    rows, correct = losses.cross_entropy(logits, torch.tensor([2, 1, 1, 1, 0]))
+    assert rows.plain[0].isnan().tolist() == [True, True, True, True, False]  # the fourth as by torch
+    assert correct.tolist() == [1]  # the first of equal logits
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -78,5 +108,7 @@ def test_plain_loss_is_without_smoothing_and_weights(name: str) -> None:
 
 def test_bfloat16_outputs_are_converted_first() -> None:
     outputs = torch.randn(MEMBERS, ROWS, OUTPUTS, generator=generator).bfloat16()
-    for loss, targets in ((losses.cross_entropy, LABELS), (losses.bce, ONES), (losses.mse, NUMBERS)):
+    for loss, targets in ((losses.bce, ONES), (losses.mse, NUMBERS)):
         assert torch.equal(loss(outputs, targets).plain, loss(outputs.float(), targets).plain)
+    found, expected = (losses.cross_entropy(each, LABELS)[0].plain for each in (outputs, outputs.float()))
+    assert torch.equal(found, expected)

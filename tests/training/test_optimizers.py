@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch_reference import KINDS, assert_same, muon_in_float64, seeded, torch_optimizer
 
 from hpo.studyfile import OptimizerSettings
-from hpo.training.optimizers import fused
+from hpo.training.compiled.passes import passes_for
+from hpo.training.optimizers import fused, optimizer
 from hpo.training.optimizers.muon import hidden_matrices
 from hpo.training.optimizers.optimizer import Optimizer
 from hpo.training.stacking.stacked_network import StackedNetwork
@@ -95,13 +96,18 @@ def losses(logits: Tensor) -> Tensor:
     return torch.stack([F.cross_entropy(each, LABELS) for each in logits]).sum()
 
 
-@pytest.fixture(params=[10**9, 0], ids=["rule", "fused"])
-def _least_elements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Update all parameters by the rule of the kind, or by its kernel where there is one."""
-    monkeypatch.setattr(fused, "FUSED", {kind: (update, request.param) for kind, (update, _) in fused.FUSED.items()})
+@pytest.fixture(params=["rule", "fused", "compiled"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Update all parameters by the rule of the kind, or by torch's kernel or the compiled pass where there is one."""
+    if request.param == "compiled":
+        assert passes_for(X) is not None
+        return
+    least = 0 if request.param == "fused" else 10**9
+    monkeypatch.setattr(fused, "FUSED", {kind: (update, least) for kind, (update, _) in fused.FUSED.items()})
+    monkeypatch.setattr(optimizer, "compiled_update", lambda *arguments: False)
 
 
-@pytest.mark.usefixtures("_least_elements")
+@pytest.mark.usefixtures("_way")
 @pytest.mark.parametrize("kind", KINDS)
 def test_twenty_steps(kind: str) -> None:
     assert_same_steps([own_settings(kind, number) for number in range(3)])
@@ -113,7 +119,7 @@ def test_twenty_steps_with_torchs_defaults(kind: str) -> None:
     assert_same_steps([OptimizerSettings.model_validate({"kind": kind, "lr": lr}) for lr in (0.01, 0.05)])
 
 
-@pytest.mark.usefixtures("_least_elements")
+@pytest.mark.usefixtures("_way")
 @pytest.mark.parametrize("kind", KINDS)
 def test_state_and_settings_stay_with_their_member_when_another_is_removed(kind: str) -> None:
     assert_same_steps([own_settings(kind, number) for number in range(3)], leave_after=7)

@@ -7,10 +7,11 @@
 
    REAL is float or double. Every function runs in one thread. */
 
-#include <math.h>
 #include <stdint.h>
+#include <tgmath.h>
 
-#define WORDS 256 /* of random numbers at a time: 2 KB */
+#define WORDS 256    /* of random numbers at a time: 2 KB */
+#define EXAMPLES 256 /* of a batch at a time */
 
 /* Products, times `weight` plus `shift`, then ReLU. `out` may be the products themselves. With `statistics`
    [3, members, units], products are normalized before, and these written: means, inverse deviations, and means of the
@@ -97,11 +98,86 @@ void backward(REAL *grads, const REAL *outputs, const REAL *products, const REAL
     }
 }
 
-/* Gradient descent with weight decay: values and gradients [members, count], rates and decays [members]. */
-void descend(REAL *values, const REAL *grads, const REAL *rates, const REAL *decays, int64_t members, int64_t count) {
+/* Cross-entropy of logits [members, classes, batch], for labels [batch] of all members, or [members, batch] with a
+   `label_stride`: the losses [members, batch], their gradients with respect to the logits unless NULL, and the number of
+   examples whose label has the first of the largest logits. A label that is no class has the loss NaN. */
+void cross_entropy(const REAL *logits, const int64_t *labels, int64_t label_stride, REAL *losses, REAL *grads,
+                   int64_t *correct, int64_t members, int64_t classes, int64_t batch) {
+    REAL largest[EXAMPLES], predicted[EXAMPLES], sums[EXAMPLES];
     for (int64_t member = 0; member < members; member++) {
-        REAL *w = values + member * count, rate = rates[member], decay = decays ? decays[member] : 0;
-        const REAL *g = grads + member * count;
-        for (int64_t i = 0; i < count; i++) w[i] -= rate * (g[i] + decay * w[i]);
+        correct[member] = 0;
+        for (int64_t start = 0; start < batch; start += EXAMPLES) {
+            int64_t size = batch - start < EXAMPLES ? batch - start : EXAMPLES;
+            const REAL *x = logits + member * classes * batch + start;
+            const int64_t *label = labels + member * label_stride + start;
+            REAL *loss = losses + member * batch + start;
+            REAL *g = grads ? grads + member * classes * batch + start : 0;
+            for (int64_t i = 0; i < size; i++) {
+                largest[i] = x[i];
+                predicted[i] = sums[i] = 0;
+            }
+            for (int64_t c = 1; c < classes; c++)
+                for (int64_t i = 0; i < size; i++) {
+                    int larger = x[c * batch + i] > largest[i];
+                    largest[i] = larger ? x[c * batch + i] : largest[i];
+                    predicted[i] = larger ? c : predicted[i];
+                }
+            for (int64_t c = 0; c < classes; c++)
+                for (int64_t i = 0; i < size; i++) {
+                    REAL value = exp(x[c * batch + i] - largest[i]);
+                    sums[i] += value;
+                    if (g) g[c * batch + i] = value;
+                }
+            for (int64_t i = 0; i < size; i++) {
+                int valid = label[i] >= 0 && label[i] < classes;
+                loss[i] = valid ? log(sums[i]) + largest[i] - x[label[i] * batch + i] : (REAL)NAN;
+                correct[member] += predicted[i] == label[i];
+            }
+            for (int64_t c = 0; g && c < classes; c++)
+                for (int64_t i = 0; i < size; i++) g[c * batch + i] = g[c * batch + i] / sums[i] - (label[i] == c);
+        }
+    }
+}
+
+/* Updates of values [members, count] with gradients. Hyperparameters are [members]; `decays` may be NULL. They are those
+   of the rules in hpo/training/optimizers/rules.py, after weight decay. */
+
+void descend(REAL *restrict values, const REAL *restrict grads, const REAL *rates, const REAL *decays, int64_t members,
+             int64_t count) {
+    for (int64_t member = 0; member < members; member++) {
+        REAL rate = rates[member], decay = decays ? decays[member] : 0;
+        for (int64_t i = member * count; i < (member + 1) * count; i++)
+            values[i] -= rate * (grads[i] + decay * values[i]);
+    }
+}
+
+void descend_with_momentum(REAL *restrict values, const REAL *restrict grads, REAL *restrict velocities,
+                           const REAL *rates, const REAL *momenta, const REAL *decays, int nesterov, int64_t members,
+                           int64_t count) {
+    for (int64_t member = 0; member < members; member++) {
+        REAL rate = rates[member], momentum = momenta[member], decay = decays ? decays[member] : 0;
+        REAL of_grad = nesterov ? 1 : 0, of_velocity = nesterov ? momentum : 1;
+        for (int64_t i = member * count; i < (member + 1) * count; i++) {
+            REAL grad = grads[i] + decay * values[i];
+            velocities[i] = momentum * velocities[i] + grad;
+            values[i] -= rate * (of_grad * grad + of_velocity * velocities[i]);
+        }
+    }
+}
+
+void adam(REAL *restrict values, const REAL *restrict grads, REAL *restrict means, REAL *restrict squares,
+          const REAL *rates, const REAL *betas1, const REAL *betas2, const REAL *eps, const REAL *decays, int decoupled,
+          int64_t step, int64_t members, int64_t count) {
+    for (int64_t member = 0; member < members; member++) {
+        REAL beta1 = betas1[member], beta2 = betas2[member], least = eps[member];
+        REAL decay = decays ? decays[member] : 0, kept = decoupled ? 1 - rates[member] * decay : 1;
+        REAL rate = rates[member] / (1 - pow((double)beta1, step));
+        REAL scale = 1 / sqrt(1 - pow((double)beta2, step)), added = decoupled ? 0 : decay;
+        for (int64_t i = member * count; i < (member + 1) * count; i++) {
+            REAL grad = grads[i] + added * values[i];
+            means[i] = beta1 * means[i] + (1 - beta1) * grad;
+            squares[i] = beta2 * squares[i] + (1 - beta2) * grad * grad;
+            values[i] = kept * values[i] - rate * (means[i] / (sqrt(squares[i]) * scale + least));
+        }
     }
 }

@@ -7,8 +7,10 @@ be compiled, all callers have a form by torch, which is equal but for rounding.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from ctypes import c_double, c_int, c_int64, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,21 +20,30 @@ from hpo.training.compiled.library import CompilationError, load_library
 REALS = {torch.float32: "float", torch.float64: "double"}
 """The types that the passes compute in, as C calls them."""
 
+TYPES: dict[str, Any] = {"p": c_void_p, "n": c_int64, "f": c_int, "d": c_double}
+ARGUMENTS = {
+    "forward": "pppppdpfnnnn",
+    "drop": "pppppnn",
+    "backward": "pppppppnpnfnnnn",
+    "cross_entropy": "ppnpppnnn",
+    "descend": "ppppnn",
+    "descend_with_momentum": "ppppppfnn",
+    "adam": "pppppppppfnnn",
+}
+"""Function -> its arguments: pointers, numbers, flags and doubles."""
+
 
 class Passes:
     """The passes for one type. See passes.c for shapes; nothing is checked here."""
 
     def __init__(self, real: str) -> None:
         library = load_library(Path(__file__).with_name("passes.c"), [f"REAL={real}"])
-        self._forward, self._drop, self._backward = library.forward, library.drop, library.backward
-        self._descend = library.descend
-        pointer, number = c_void_p, c_int64
-        self._forward.argtypes = [*[pointer] * 5, c_double, pointer, c_int, *[number] * 4]
-        self._drop.argtypes = [*[pointer] * 5, number, number]
-        self._backward.argtypes = [*[pointer] * 7, number, pointer, number, c_int, *[number] * 4]
-        self._descend.argtypes = [*[pointer] * 4, number, number]
-        for function in (self._forward, self._drop, self._backward, self._descend):
-            function.restype = None
+        self._functions = {name: library[name] for name in ARGUMENTS}
+        for name, function in self._functions.items():
+            function.argtypes, function.restype = [TYPES[each] for each in ARGUMENTS[name]], None
+
+    def _call(self, name: str, *arguments: Tensor | float | None) -> None:
+        self._functions[name](*[each.data_ptr() if isinstance(each, Tensor) else each for each in arguments])
 
     def normalize(
         self, products: Tensor, bias: Tensor | None, weight: Tensor, shift: Tensor, eps: float, relu: bool
@@ -42,32 +53,18 @@ class Passes:
         The vectors are [K, units]. The statistics are means, inverse deviations, and means of products plus `bias`.
         """
         out, statistics = torch.empty_like(products), products.new_empty(3, *products.shape[:2])
-        self._run_forward(products, out, bias, weight, shift, eps, statistics, relu)
+        vectors = bias, weight, shift  # parts of one block: they have one stride
+        self._call("forward", products, out, *vectors, eps, statistics, relu, *products.shape, shift.stride(0))
         return out, statistics
 
     def shift(self, products: Tensor, weight: Tensor | None, shift: Tensor | None, relu: bool) -> None:
         """Multiply products [K, units, B] by `weight`, add `shift`, both [K, units], and apply ReLU, all in place."""
-        self._run_forward(products, products, None, weight, shift, 0.0, None, relu)
-
-    def _run_forward(
-        self,
-        products: Tensor,
-        out: Tensor,
-        bias: Tensor | None,
-        weight: Tensor | None,
-        shift: Tensor | None,
-        eps: float,
-        statistics: Tensor | None,
-        relu: bool,
-    ) -> None:
-        tensors = [_pointer(each) for each in (products, out, bias, weight, shift)]
-        stride = 0 if shift is None else shift.stride(0)  # that of all vectors: they are parts of one block
-        self._forward(*tensors, eps, _pointer(statistics), relu, *products.shape, stride)
+        sizes = *products.shape, 0 if shift is None else shift.stride(0)
+        self._call("forward", products, products, None, weight, shift, 0.0, None, relu, *sizes)
 
     def drop(self, out: Tensor, keys: Tensor, counters: Tensor, thresholds: Tensor, scales: Tensor) -> None:
         """Apply dropout to activations [K, units, B] in place; the others are those of `random_words`, and factors."""
-        pointers = (each.data_ptr() for each in (out, keys, counters, thresholds, scales))
-        self._drop(*pointers, len(out), out[0].numel())
+        self._call("drop", out, keys, counters, thresholds, scales, len(out), out[0].numel())
 
     def backward(
         self,
@@ -85,18 +82,55 @@ class Passes:
 
         `scales` [K, 1] are the factors of dropout after ReLU, None without dropout.
         """
-        tensors = [_pointer(each) for each in (grads, outputs, products, weight, statistics, scales, weight_grad)]
         strides = [0 if each is None else each.stride(0) for each in (weight_grad, shift_grad, weight)]
-        self._backward(*tensors, strides[0], _pointer(shift_grad), strides[1], relu, *grads.shape, strides[2])
+        written = weight_grad, strides[0], shift_grad, strides[1]
+        self._call(
+            "backward", grads, outputs, products, weight, statistics, scales, *written, relu, *grads.shape, strides[2]
+        )
 
-    def descend(self, values: Tensor, grads: Tensor, rates: Tensor, decays: Tensor | None) -> None:
-        """Subtract `rates` times the gradients with weight decay from values [K, elements]; the others are [K, 1]."""
-        pointers = values.data_ptr(), grads.data_ptr(), rates.data_ptr(), _pointer(decays)
-        self._descend(*pointers, *values.shape)
+    def cross_entropy(self, logits: Tensor, labels: Tensor, with_grads: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return losses [K, B] of logits [K, classes, B] and labels [K, B], their gradients, and correct labels, [K].
 
+        The gradients are those with respect to the logits; None without `with_grads`.
+        """
+        members, classes, batch = logits.shape
+        losses, grads = logits.new_empty(members, batch), torch.empty_like(logits) if with_grads else None
+        correct = labels.new_empty(members)
+        labels = labels if labels.stride(1) == 1 else labels.contiguous()
+        self._call("cross_entropy", logits, labels, labels.stride(0), losses, grads, correct, members, classes, batch)
+        return losses, grads, correct
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+    def descend(self, values: Tensor, grads: Tensor, hyper: Sequence[Tensor], decays: Tensor | None) -> None:
+        """Update values [K, elements] as SGD does.
+
+        Here and below, `hyper` are the pass's hyperparameters, [K, 1] each, in its order, and decays may be None.
+        """
+        self._call("descend", values, grads, *hyper, decays, *values.shape)
+
+    def descend_with_momentum(
+        self,
+        values: Tensor,
+        grads: Tensor,
+        state: Sequence[Tensor],
+        hyper: Sequence[Tensor],
+        decays: Tensor | None,
+        nesterov: bool,
+    ) -> None:
+        """Update values and velocities [K, elements] as SGD with momentum does."""
+        self._call("descend_with_momentum", values, grads, *state, *hyper, decays, nesterov, *values.shape)
+
+    def adam(
+        self,
+        values: Tensor,
+        grads: Tensor,
+        state: Sequence[Tensor],
+        hyper: Sequence[Tensor],
+        decays: Tensor | None,
+        decoupled: bool,
+        step: int,
+    ) -> None:
+        """Update values and moments [K, elements] as Adam or, `decoupled`, AdamW does; `step` counts from 1."""
+        self._call("adam", values, grads, *state, *hyper, decays, decoupled, step, *values.shape)
 
 
 @functools.cache

@@ -1,8 +1,8 @@
-"""Updates on a CPU that read and write each tensor once: SGD by a compiled pass, others by torch's kernels.
+"""Updates of large parameters on a CPU, one member after the other, by the kernels of torch.optim with `fused=True`.
 
-A rule (hpo/training/optimizers/rules.py) passes over memory several times, weight decay not included. The kernels are
-those of torch.optim with `fused=True`, for large parameters, one member after the other. torch's public functions for
-them take 50 us a member to check their arguments, so the kernels are called as these functions call them.
+A kernel reads and writes each tensor once, weight decay included. A rule (hpo/training/optimizers/rules.py) updates all
+members at once, but passes over memory several times. torch's public functions for the kernels take 50 us a member to
+check their arguments, so the kernels are called as these functions call them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpo.training.compiled.passes import passes_for
-from hpo.training.optimizers.rules import RULES, Hyper, OptimizerState
+from hpo.training.optimizers.rules import Hyper, OptimizerState
 
 Update = Callable[[Tensor, Tensor, OptimizerState, Hyper, Tensor | None, int], None]
 """A rule that takes the weight decay, [K, 1], before the number of updates; None is no decay."""
@@ -25,18 +24,6 @@ def fused_update(kind: str, value: Tensor) -> Update | None:
     """Return the update of a part [K, elements] of an optimizer's kind, None where its rule is faster."""
     update, least = FUSED.get(kind, (None, 0))
     return update if value.device.type == "cpu" and value.shape[1] >= least else None
-
-
-def _plain_sgd(
-    value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, decay: Tensor | None, step: int
-) -> None:
-    passes = passes_for(value)
-    if passes is not None and value.is_contiguous():
-        passes.descend(value, grad, hyper["lr"], decay)
-        return
-    if decay is not None:
-        grad.addcmul_(value, decay)
-    RULES["sgd"][0](value, grad, state, hyper, step)
 
 
 def _sgd(
@@ -99,7 +86,6 @@ def _members(
 
 
 FUSED: dict[str, tuple[Update, int]] = {
-    "sgd": (_plain_sgd, 0),
     "momentum": (partial(_sgd, nesterov=False), 20_000),
     "nesterov": (partial(_sgd, nesterov=True), 20_000),
     "adam": (partial(_adam, torch._fused_adam_), 4096),

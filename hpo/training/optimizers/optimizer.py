@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hpo.studyfile import OptimizerSettings
+from hpo.training.optimizers.compiled import compiled_update
 from hpo.training.optimizers.fused import Update, fused_update
 from hpo.training.optimizers.muon import muon
 from hpo.training.optimizers.rules import DECOUPLED, HYPERPARAMETERS, RULES, OptimizerState, hyperparameter
@@ -151,8 +152,11 @@ class Optimizer:
                 grad.mul_(factors)
             of_part = others if part.hidden is None else hyper
             decay = hyper["weight_decay"] if part.decayed and self._decays else None
+            update = part.master, grad, part.state, of_part, decay, part.step
+            if part.hidden is None and compiled_update(self._kind, *update):
+                continue
             if part.fused is not None:
-                part.fused(part.master, grad, part.state, of_part, decay, part.step)
+                part.fused(*update)
                 continue
             if decay is not None and decoupled:
                 part.master.mul_(1 - of_part["lr"] * decay)

@@ -6,11 +6,13 @@ loss that torch computes with `reduction="mean"`. bfloat16 outputs are converted
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hpo.training.compiled.passes import Passes, passes_for
 
 
 class RowLosses(NamedTuple):
@@ -32,12 +34,49 @@ class RowLosses(NamedTuple):
         return self.training.mean(1) if self.weights is None else self.training.sum(1) / self.weights.sum(-1)
 
 
+class _CrossEntropyFunction(torch.autograd.Function):
+    """Losses [K, B] of logits [K, classes, B], and the numbers of correct labels, [K]."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, passes: Passes) -> tuple[Tensor, Tensor]:
+        losses, grads, correct = passes.cross_entropy(logits, labels, ctx.needs_input_grad[0])
+        ctx.save_for_backward(*([] if grads is None else [grads]))
+        ctx.mark_non_differentiable(correct)
+        return losses, correct
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (of_logits,) = ctx.saved_tensors
+        return of_logits * grads[0].unsqueeze(1), None, None
+
+
 def cross_entropy(
     outputs: Tensor, labels: Tensor, smoothing: Tensor | None = None, class_weights: Tensor | None = None
-) -> RowLosses:
-    """Return the cross-entropy of labels [B] or [K, B] under `smoothing` [K, 1] and `class_weights` [classes]."""
+) -> tuple[RowLosses, Tensor]:
+    """Return the cross-entropy of labels [B] or [K, B], and the numbers of correct labels, [K].
+
+    `smoothing` is the label smoothing, [K, 1], `class_weights` are [classes].
+    """
     # transposed: the order in which the last layer wrote the outputs to memory
     logits = in_float(outputs).transpose(1, 2)
+    targets = labels.expand(len(logits), -1)
+    passes = passes_for(logits)
+    if passes is not None and smoothing is None and class_weights is None:
+        loss, correct = _CrossEntropyFunction.apply(logits.contiguous(), targets, passes)  # type: ignore[no-untyped-call]
+        return RowLosses(loss, loss), correct
+    return _weighted_cross_entropy(logits, labels, smoothing, class_weights), correct_labels(logits, targets)
+
+
+def correct_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the numbers of labels [K, B] that have the largest of logits [K, classes, B], [K]."""
+    # max is many times as fast as argmax on a CPU, in this order of the dimensions
+    return (logits.detach().max(1).indices == labels).sum(1)
+
+
+def _weighted_cross_entropy(
+    logits: Tensor, labels: Tensor, smoothing: Tensor | None, class_weights: Tensor | None
+) -> RowLosses:
+    """Return the cross-entropy by torch's operations, for logits [K, classes, B] and labels [B] or [K, B]."""
     targets = labels.expand(len(logits), -1)
     if smoothing is None and class_weights is None:
         loss = F.cross_entropy(logits, targets, reduction="none")
