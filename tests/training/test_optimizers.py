@@ -16,7 +16,7 @@ from torch_reference import KINDS, assert_same, muon_in_float64, seeded, torch_o
 
 from hpo.studyfile import OptimizerSettings
 from hpo.training.compiled.passes import passes_for
-from hpo.training.optimizers import fused, optimizer
+from hpo.training.optimizers import optimizer
 from hpo.training.optimizers.muon import hidden_matrices
 from hpo.training.optimizers.optimizer import Optimizer
 from hpo.training.stacking.stacked_network import StackedNetwork
@@ -96,15 +96,13 @@ def losses(logits: Tensor) -> Tensor:
     return torch.stack([F.cross_entropy(each, LABELS) for each in logits]).sum()
 
 
-@pytest.fixture(params=["rule", "fused", "compiled"])
+@pytest.fixture(params=["rule", "compiled"])
 def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Update all parameters by the rule of the kind, or by torch's kernel or the compiled pass where there is one."""
+    """Update all parameters by the rule of the kind, or by the compiled pass where there is one."""
     if request.param == "compiled":
         assert passes_for(X) is not None
-        return
-    least = 0 if request.param == "fused" else 10**9
-    monkeypatch.setattr(fused, "FUSED", {kind: (update, least) for kind, (update, _) in fused.FUSED.items()})
-    monkeypatch.setattr(optimizer, "compiled_update", lambda *arguments: False)
+    else:
+        monkeypatch.setattr(optimizer, "compiled_update", lambda *arguments: False)
 
 
 @pytest.mark.usefixtures("_way")

@@ -1,8 +1,8 @@
 """Optimizers with hyperparameters per member, over blocks of parameters.
 
-Each kind is an update rule (hpo/training/optimizers/rules.py) that updates all members at once, or for large parameters
-on a CPU one after the other (hpo/training/optimizers/fused.py). Weight decay acts on blocks of weights only. Optimizer
-state has the type of the master values. A member's gradient is clipped by its norm over all blocks, as
+Each kind is an update rule (hpo/training/optimizers/rules.py) that updates all members at once, which compiled passes
+compute where there are some (hpo/training/optimizers/compiled.py). Weight decay acts on blocks of weights only.
+Optimizer state has the type of the master values. A member's gradient is clipped by its norm over all blocks, as
 torch.nn.utils.clip_grad_norm_ does before an optimizer step. A parameter without a gradient is not updated, nor are its
 optimizer state and step count, as in torch where the gradient is None.
 """
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from hpo.studyfile import OptimizerSettings
 from hpo.training.optimizers.compiled import compiled_update
-from hpo.training.optimizers.fused import Update, fused_update
 from hpo.training.optimizers.muon import muon
 from hpo.training.optimizers.rules import DECOUPLED, HYPERPARAMETERS, RULES, OptimizerState, hyperparameter
 from hpo.training.optimizers.schedules import Plateau, is_scheduled, learning_rates
@@ -37,7 +36,6 @@ class _Part:
     decayed: bool
     step: int
     hidden: torch.Size | None = None  # the shape of a hidden matrix, for Muon
-    fused: Update | None = None
 
 
 @dataclass(frozen=True)
@@ -155,9 +153,6 @@ class Optimizer:
             update = part.master, grad, part.state, of_part, decay, part.step
             if part.hidden is None and compiled_update(self._kind, *update):
                 continue
-            if part.fused is not None:
-                part.fused(*update)
-                continue
             if decay is not None and decoupled:
                 part.master.mul_(1 - of_part["lr"] * decay)
             elif decay is not None:
@@ -200,8 +195,7 @@ class Optimizer:
                 moments = [moment[:, columns] for moment in state]
                 # A matrix is a block of its own.
                 shape = hidden.get(slots[0])
-                fused = fused_update(self._kind, master) if shape is None else None
-                parts.append(_Part(slots, master, grad, moments, block.decayed, steps[len(parts)], shape, fused))
+                parts.append(_Part(slots, master, grad, moments, block.decayed, steps[len(parts)], shape))
         return parts
 
     def _clip_factors(self, clips: Tensor, parts: Sequence[_Part]) -> Tensor:
