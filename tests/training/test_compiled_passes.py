@@ -20,7 +20,7 @@ from hpo.training.compiled.passes import Passes, load_passes, passes_for
 from hpo.training.stacking.dropout import Dropout
 
 SOURCE = Path(passes.__file__).with_name("passes.c")
-TYPES = [torch.float32, torch.float64]
+TYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 
 @pytest.fixture
@@ -67,25 +67,42 @@ def test_dropout_masks_are_the_same_bit_for_bit(dtype: torch.dtype, rates: list[
     assert torch.equal(out, x * dropout.mask_of_units(x))
 
 
-def test_passes_in_float32_are_as_exact_as_torch() -> None:
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        (torch.float32, 1e-5),  # 100 roundings of 6e-8 in the sums of a row
+        (torch.bfloat16, 0.02),  # a few roundings of 0.004
+    ],
+)
+def test_passes_in_low_precision_are_as_exact_as_its_roundings(dtype: torch.dtype, tolerance: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    x, g = (torch.randn(3, 5, 100, generator=generator, dtype=torch.float64) + 3 for _ in range(2))
-    weight, shift = (torch.randn(3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    x, g = (torch.randn(3, 5, 100, generator=generator).to(dtype).double() for _ in range(2))
+    weight, shift = torch.randn(2, 3, 5, generator=generator).double() + 2
 
     def results(dtype: torch.dtype) -> list[Tensor]:
-        grad, vector = g.to(dtype, copy=True), torch.empty(3, 5, dtype=dtype)
-        shift_grad, scale = vector.clone(), weight.to(dtype)
-        out, statistics = loaded(dtype).normalize(x.to(dtype), None, scale, shift.to(dtype), 1e-5, True)
-        loaded(dtype).backward(grad, out, True, None, shift_grad, x.to(dtype), scale, statistics, vector)
-        return [out, grad, vector, shift_grad]
+        real = torch.float64 if dtype == torch.float64 else torch.float32
+        products, grad, vectors = x.to(dtype), g.to(dtype, copy=True), torch.empty(2, 3, 5, dtype=dtype)
+        scale = weight.to(real)
+        out, statistics = loaded(dtype).normalize(products, None, scale, shift.to(real), 1e-5, True)
+        loaded(dtype).backward(grad, out, True, None, vectors[0], products, scale, statistics, vectors[1])
+        return [statistics, out, grad, vectors]
 
-    for exact, found in zip(results(torch.float64), results(torch.float32), strict=True):
-        # 100 roundings of 6e-8 in the sums of a row, of values up to 7.
-        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
+    for exact, found in zip(results(torch.float64), results(dtype), strict=True):
+        torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=10 * tolerance)
+
+
+def test_values_are_rounded_to_bfloat16_as_by_torch() -> None:
+    numbers = torch.tensor([1.0, 1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8 + 2**-20), 3e38, torch.nan, 1e-40])
+    values = torch.cat([numbers, torch.randn(1000, generator=torch.Generator().manual_seed(0))]).unsqueeze(0)
+    copies, grads, zero = values.bfloat16(), torch.zeros_like(values).bfloat16(), torch.zeros(1, 1)
+    copies.zero_()
+    loaded(torch.bfloat16).update("descend", [values, grads, copies], [zero, None, None], [])
+    assert torch.equal(copies.nan_to_num(nan=7), values.bfloat16().nan_to_num(nan=7))
+    assert copies.isnan().sum() == 1
 
 
 def test_torch_is_used_for_other_types_and_with_threads_inside_of_operations() -> None:
-    assert passes_for(torch.empty(1, dtype=torch.bfloat16)) is None
+    assert passes_for(torch.empty(1, dtype=torch.float16)) is None
     torch.set_num_threads(2)
     try:
         assert passes_for(torch.empty(1)) is None

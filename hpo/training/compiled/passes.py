@@ -17,8 +17,12 @@ from torch import Tensor
 
 from hpo.training.compiled.library import CompilationError, load_library
 
-REALS = {torch.float32: "float", torch.float64: "double"}
-"""The types that the passes compute in, as C calls them."""
+MACROS = {
+    torch.float32: ["REAL=float"],
+    torch.float64: ["REAL=double"],
+    torch.bfloat16: ["REAL=float", "BFLOAT16=1"],
+}
+"""The types of activations and gradients, and the macros of passes.c for them."""
 
 TYPES: dict[str, Any] = {"p": c_void_p, "n": c_int64, "f": c_int, "d": c_double}
 ARGUMENTS = {
@@ -26,18 +30,21 @@ ARGUMENTS = {
     "drop": "pppppnn",
     "backward": "pppppppnpnfnnnn",
     "cross_entropy": "ppnpppnnn",
-    "descend": "ppppnn",
-    "descend_with_momentum": "ppppppfnn",
-    "adam": "pppppppppfnnn",
+    "descend": "ppppppnn",
+    "descend_with_momentum": "ppppppppfnn",
+    "adam": "pppppppppppfnnn",
 }
 """Function -> its arguments: pointers, numbers, flags and doubles."""
 
 
 class Passes:
-    """The passes for one type. See passes.c for shapes; nothing is checked here."""
+    """The passes for one type. Nothing is checked here.
 
-    def __init__(self, real: str) -> None:
-        library = load_library(Path(__file__).with_name("passes.c"), [f"REAL={real}"])
+    Vectors, statistics and master values are float32 where the type is bfloat16.
+    """
+
+    def __init__(self, macros: Sequence[str]) -> None:
+        library = load_library(Path(__file__).with_name("passes.c"), macros)
         self._functions = {name: library[name] for name in ARGUMENTS}
         for name, function in self._functions.items():
             function.argtypes, function.restype = [TYPES[each] for each in ARGUMENTS[name]], None
@@ -52,7 +59,7 @@ class Passes:
 
         The vectors are [K, units]. The statistics are means, inverse deviations, and means of products plus `bias`.
         """
-        out, statistics = torch.empty_like(products), products.new_empty(3, *products.shape[:2])
+        out, statistics = torch.empty_like(products), shift.new_empty(3, *products.shape[:2])
         vectors = bias, weight, shift  # parts of one block: they have one stride
         self._call("forward", products, out, *vectors, eps, statistics, relu, *products.shape, shift.stride(0))
         return out, statistics
@@ -100,44 +107,27 @@ class Passes:
         self._call("cross_entropy", logits, labels, labels.stride(0), losses, grads, correct, members, classes, batch)
         return losses, grads, correct
 
-    def descend(self, values: Tensor, grads: Tensor, hyper: Sequence[Tensor], decays: Tensor | None) -> None:
-        """Update values [K, elements] as SGD does.
+    def update(
+        self,
+        name: str,
+        tensors: Sequence[Tensor | None],
+        columns: Sequence[Tensor | None],
+        numbers: Sequence[int],
+    ) -> None:
+        """Run `descend`, `descend_with_momentum` or `adam`, which update values and state in place.
 
-        Here and below, `hyper` are the pass's hyperparameters, [K, 1] each, in its order, and decays may be None.
+        `tensors` are values, gradients, copies and state, [K, elements], `columns` hyperparameters, clips and decays,
+        [K, 1], and `numbers` what else the pass takes before the sizes.
         """
-        self._call("descend", values, grads, *hyper, decays, *values.shape)
-
-    def descend_with_momentum(
-        self,
-        values: Tensor,
-        grads: Tensor,
-        state: Sequence[Tensor],
-        hyper: Sequence[Tensor],
-        decays: Tensor | None,
-        nesterov: bool,
-    ) -> None:
-        """Update values and velocities [K, elements] as SGD with momentum does."""
-        self._call("descend_with_momentum", values, grads, *state, *hyper, decays, nesterov, *values.shape)
-
-    def adam(
-        self,
-        values: Tensor,
-        grads: Tensor,
-        state: Sequence[Tensor],
-        hyper: Sequence[Tensor],
-        decays: Tensor | None,
-        decoupled: bool,
-        step: int,
-    ) -> None:
-        """Update values and moments [K, elements] as Adam or, `decoupled`, AdamW does; `step` counts from 1."""
-        self._call("adam", values, grads, *state, *hyper, decays, decoupled, step, *values.shape)
+        assert tensors[0] is not None
+        self._call(name, *tensors, *columns, *numbers, *tensors[0].shape)
 
 
 @functools.cache
 def _load(dtype: torch.dtype) -> Passes | str:
     """Return the passes, or why there are none."""
     try:
-        return Passes(REALS[dtype])
+        return Passes(MACROS[dtype])
     except CompilationError as error:
         return str(error)
 
@@ -147,8 +137,9 @@ def load_passes(dtype: torch.dtype) -> str | None:
 
     Call it before forks, which would load them anew.
     """
-    found = _load(dtype if dtype in REALS else torch.float32)  # that of the master values
-    return found if isinstance(found, str) else None
+    # Losses and statistics are computed in float32 where activations are bfloat16.
+    found = [_load(each) for each in (dtype, torch.float32) if each in MACROS]
+    return next((each for each in found if isinstance(each, str)), None)
 
 
 def passes_for(x: Tensor) -> Passes | None:
@@ -156,7 +147,7 @@ def passes_for(x: Tensor) -> Passes | None:
 
     That is where torch's operations have several threads, too.
     """
-    if x.device.type != "cpu" or x.dtype not in REALS or torch.get_num_threads() > 1:
+    if x.device.type != "cpu" or x.dtype not in MACROS or torch.get_num_threads() > 1:
         return None
     found = _load(x.dtype)
     return None if isinstance(found, str) else found

@@ -7,35 +7,44 @@ from torch import Tensor
 from hpo.training.compiled.passes import passes_for
 from hpo.training.optimizers.rules import DECOUPLED, Hyper, OptimizerState
 
-
-def compiled_update(
-    kind: str, value: Tensor, grad: Tensor, state: OptimizerState, hyper: Hyper, decay: Tensor | None, step: int
-) -> bool:
-    """Update a part [K, elements] for an optimizer's kind, and return True; False where there is no pass for it.
-
-    `decay` is the weight decay, [K, 1] or None, `step` the number of updates with this one. The update of `muon` is
-    that of parameters that are no hidden matrices.
-    """
-    passes = passes_for(value) if kind in COMPILED and value.is_contiguous() and grad.is_contiguous() else None
-    if passes is None:
-        return False
-    columns = [hyper[name] for name in COMPILED[kind]]
-    if kind == "sgd":
-        passes.descend(value, grad, columns, decay)
-    elif kind in ("momentum", "nesterov"):
-        passes.descend_with_momentum(value, grad, state, columns, decay, kind == "nesterov")
-    else:
-        passes.adam(value, grad, state, columns, decay, kind in DECOUPLED, step)
-    return True
-
-
-ADAM = ("lr", "beta1", "beta2", "eps")
-COMPILED = {
-    "sgd": ("lr",),
-    "momentum": ("lr", "momentum"),
-    "nesterov": ("lr", "momentum"),
+ADAM = "adam", ("lr", "beta1", "beta2", "eps")
+MOMENTUM = "descend_with_momentum", ("lr", "momentum")
+PASSES = {
+    "sgd": ("descend", ("lr",)),
+    "momentum": MOMENTUM,
+    "nesterov": MOMENTUM,
     "adam": ADAM,
     "adamw": ADAM,
     "muon": ADAM,
 }
-"""Kinds with a pass, and its hyperparameters."""
+"""Kind -> its pass and hyperparameters. That of `muon` is for parameters that are no hidden matrices."""
+
+
+def compiled_update(
+    kind: str,
+    value: Tensor,
+    grad: Tensor,
+    copy: Tensor | None,
+    state: OptimizerState,
+    hyper: Hyper,
+    clip: Tensor | None,
+    decay: Tensor | None,
+    step: int,
+) -> bool:
+    """Update a part [K, elements] for an optimizer's kind, and return True; False where there is no pass for it.
+
+    `copy` gets the value in the gradient's type, if that is another one. `clip`, the factors of the gradient, and
+    `decay`, the weight decay, are [K, 1] or None. `step` is the number of updates with this one.
+    """
+    passes = passes_for(grad) if kind in PASSES and value.is_contiguous() else None
+    if passes is None:
+        return False
+    name, columns = PASSES[kind]
+    numbers: list[int] = []
+    if name == "adam":
+        numbers = [kind in DECOUPLED, step]
+    elif name == "descend_with_momentum":
+        numbers = [kind == "nesterov"]
+    tensors = [value, grad, copy, *state]
+    passes.update(name, tensors, [*(hyper[column] for column in columns), clip, decay], numbers)
+    return True

@@ -27,11 +27,15 @@ from hpo.training.stacking.parameter_blocks import ParameterBlocks, ParameterSlo
 
 @dataclass
 class _Part:
-    """The parameters updated together: a whole block, or one of its parameters. `step` counts the updates."""
+    """The parameters updated together: a whole block, or one of its parameters. `step` counts the updates.
+
+    `copy` is what the layers compute with, None where that is the master value itself.
+    """
 
     slots: list[ParameterSlot]
     master: Tensor
     grad: Tensor
+    copy: Tensor | None
     state: OptimizerState
     decayed: bool
     step: int
@@ -145,23 +149,26 @@ class Optimizer:
         self._blocks.clear_padding()
         factors = None if self._clips is None or not parts else self._clip_factors(self._clips, parts)
         for part in parts:
+            of_part = others if part.hidden is None else hyper
+            decay = hyper["weight_decay"] if part.decayed and self._decays else None
+            state, step = part.state, part.step
+            if part.hidden is None and compiled_update(
+                self._kind, part.master, part.grad, part.copy, state, of_part, factors, decay, step
+            ):
+                continue
             grad = self._gradient(part.grad)
             if factors is not None:
                 grad.mul_(factors)
-            of_part = others if part.hidden is None else hyper
-            decay = hyper["weight_decay"] if part.decayed and self._decays else None
-            update = part.master, grad, part.state, of_part, decay, part.step
-            if part.hidden is None and compiled_update(self._kind, *update):
-                continue
             if decay is not None and decoupled:
                 part.master.mul_(1 - of_part["lr"] * decay)
             elif decay is not None:
                 grad.addcmul_(part.master, decay)
             if part.hidden is not None:
-                muon(part.master, grad, part.state, of_part, part.hidden)
+                muon(part.master, grad, state, of_part, part.hidden)
             else:
-                self._rule(part.master, grad, part.state, of_part, part.step)
-        self._blocks.refresh()
+                self._rule(part.master, grad, state, of_part, step)
+            if part.copy is not None:
+                part.copy.copy_(part.master)
 
     def select(self, members: Tensor) -> None:
         """Reduce settings and state to these members: ascending indices, [n] int64."""
@@ -192,10 +199,11 @@ class Optimizer:
             whole = [(slice(None), [slot for _, slot in block.parameters])]
             for columns, slots in one_by_one if self._by_parameter else whole:
                 master, grad = block.master[:, columns], block.grad[:, columns]
+                copy = None if block.compute is block.master else block.compute[:, columns]
                 moments = [moment[:, columns] for moment in state]
                 # A matrix is a block of its own.
                 shape = hidden.get(slots[0])
-                parts.append(_Part(slots, master, grad, moments, block.decayed, steps[len(parts)], shape))
+                parts.append(_Part(slots, master, grad, copy, moments, block.decayed, steps[len(parts)], shape))
         return parts
 
     def _clip_factors(self, clips: Tensor, parts: Sequence[_Part]) -> Tensor:

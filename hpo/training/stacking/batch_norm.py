@@ -26,7 +26,7 @@ class _BatchNormFunction(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, slots: tuple[ParameterSlot, ParameterSlot], layer: BatchNorm
     ) -> Tensor:
         dims, count = layer.dims(x), x[0].numel() // x.shape[layer.channel]
-        x32 = _at_least_float32(x)
+        x32 = at_least_float32(x)
         mean = x32.sum(dims, keepdim=True).div_(count)
         centred = x32 - mean
         variance = torch.linalg.vector_norm(centred, dim=dims, keepdim=True).square_().div_(count)
@@ -41,7 +41,7 @@ class _BatchNormFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         centred, scale, weight = ctx.saved_tensors
         weight_slot, bias_slot = ctx.slots
-        grad = _at_least_float32(grads[0])
+        grad = at_least_float32(grads[0])
         grad_sum = grad.sum(ctx.dims, keepdim=True)
         product_sum = (grad * centred).sum(ctx.dims, keepdim=True)
         bias_slot.write(lambda into: into.copy_(grad_sum.view_as(into)))
@@ -154,13 +154,13 @@ class BatchNorm(StackedLayer):
         """
         self._update_statistics()  # of batches in another memory order
         self._batches.add_(1)
-        weight, bias = (_at_least_float32(slot.value).contiguous().view(-1) for slot in (self.weight, self.bias))
+        weight, bias = (at_least_float32(slot.value).contiguous().view(-1) for slot in (self.weight, self.bias))
         statistics = self._mean.view(-1), self._variance.view(-1)
         return torch.native_batch_norm(images, weight, bias, *statistics, True, self._momentum, self.eps)
 
     def normalize_images_backward(self, grad: Tensor, images: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         """Return the gradient of the images, and write those of weight and bias."""
-        weight = _at_least_float32(self.weight.value).contiguous().view(-1)
+        weight = at_least_float32(self.weight.value).contiguous().view(-1)
         out, *found = torch.ops.aten.native_batch_norm_backward(
             grad, images, weight, None, None, mean, scale, True, self.eps, [True, True, True]
         )
@@ -176,7 +176,7 @@ class BatchNorm(StackedLayer):
         """
         self.require_several(x)
         count, rows = x.shape[2], x.shape[0] * x.shape[1]
-        weight, bias = (_at_least_float32(each.value).contiguous().view(-1) for each in (self.weight, self.bias))
+        weight, bias = (at_least_float32(each.value).contiguous().view(-1) for each in (self.weight, self.bias))
         out, mean, scale = torch.native_group_norm(x, weight, bias, 1, rows, count, rows, self.eps)
         self.record_statistics(mean if shift is None else mean.view(shift.shape) + shift, scale, count)
         return out, mean, scale, weight
@@ -225,7 +225,7 @@ class BatchNorm(StackedLayer):
                 return apply(_ImageBatchNormFunction, x, self)
             return apply(_BatchNormFunction, x, weight, bias, (self.weight, self.bias), self)
         scale, shift = (each.view(shape) for each in self.of_running_statistics(None))
-        return (_at_least_float32(x) * scale).add_(shift).to(x.dtype)
+        return (at_least_float32(x) * scale).add_(shift).to(x.dtype)
 
     def of_running_statistics(self, before: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the factor and the summand, [K, C], of batch norm outside of training.
@@ -242,6 +242,6 @@ def _copy(value: Tensor, into: Tensor) -> None:
     into.copy_(value.view_as(into))
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """Return `x` in float32, or unchanged if it is float64."""
     return x if x.dtype == torch.float64 else x.float()

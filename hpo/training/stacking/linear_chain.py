@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from hpo.training.compiled.passes import Passes, load_passes, passes_for
-from hpo.training.stacking.batch_norm import BatchNorm
+from hpo.training.stacking.batch_norm import BatchNorm, at_least_float32
 from hpo.training.stacking.dropout import Dropout
 from hpo.training.stacking.functions import Run, Step, Values
 from hpo.training.stacking.layers import Linear, StackedLayer, apply, linear_product, write_weight_gradient
@@ -100,10 +100,10 @@ class LinearChain:
         return self.dropout if self.dropout is not None and self.dropout.drops(training=True) else None
 
     def _forward_compiled(self, product: Tensor, passes: Passes) -> list[Tensor]:
-        bias = None if self.linear.bias is None else self.linear.bias.value
+        bias = None if self.linear.bias is None else at_least_float32(self.linear.bias.value)
         out, saved = product, []
         if self.norm is not None:
-            weight, shift = self.norm.weight.value, self.norm.bias.value
+            weight, shift = (at_least_float32(slot.value) for slot in (self.norm.weight, self.norm.bias))
             self.norm.require_several(product)
             out, statistics = passes.normalize(product, bias, weight, shift, self.norm.eps, self.relu)
             _, scale, mean = statistics
@@ -117,7 +117,7 @@ class LinearChain:
 
     def evaluate(self, product: Tensor, passes: Passes) -> None:
         """Replace the linear layer's products [K, units, B] by the chain's output outside of training."""
-        weight, shift = None, None if self.linear.bias is None else self.linear.bias.value
+        weight, shift = None, None if self.linear.bias is None else at_least_float32(self.linear.bias.value)
         if self.norm is not None:
             weight, shift = self.norm.of_running_statistics(shift)
         passes.shift(product, weight, shift, self.relu)
@@ -156,7 +156,7 @@ class LinearChain:
         norm, bias = self.norm, self.linear.bias
         if norm is not None:
             product, statistics = normalized
-            weight = norm.weight.value
+            weight = at_least_float32(norm.weight.value)
             norm.bias.write(lambda shift: norm.weight.write(partial(run, shift, product, weight, statistics)))
             if bias is not None:
                 bias.write(torch.Tensor.zero_)
