@@ -150,6 +150,10 @@ def test_processes_may_compile_at_the_same_time(cache: Path) -> None:
     [
         ("echo 'error: bad' >&2; exit 1", r"the C compiler '.*compiler' failed \(error: bad\)"),
         ("exit 1", r"failed \(no message\)"),
+        (
+            "printf 'In file from a.c:\\nb.h:1: fatal error: none\\n' >&2; exit 1",
+            r"failed \(b\.h:1: fatal error: none\)",
+        ),
         ('exec cc -DREAL=none "$@"', r"failed \(.*unknown type name.*\)"),
         ("exec sleep 60", r"failed \(.*timed out after 0\.2 seconds\)"),
     ],
@@ -163,6 +167,20 @@ def test_a_compiler_that_fails_is_a_reason(
     with pytest.raises(CompilationError, match=message):
         load_library(SOURCE, [])
     assert not cache.exists() or not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("command", ['cc "x', "cc '"])
+def test_a_command_with_an_open_quote_is_a_reason(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", command)
+    with pytest.raises(CompilationError, match=r"CC is .*, which is no command \(No closing quotation\)"):
+        load_library(SOURCE, ["REAL=float"])
+
+
+@pytest.mark.parametrize("command", ["", " ", "''"])
+def test_an_empty_command_is_cc(command: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", command)
+    load_library(SOURCE, ["REAL=float"])
+    assert [path.suffix for path in cache.iterdir()] == [".so"]
 
 
 def test_without_a_compiler_training_uses_torch(fresh: None, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,21 @@ def test_one_operation_equals_the_layers(rates: list[float], batch: int, units: 
     assert_fused_is_separate(modules, torch.randn(batch, 3, generator=torch.Generator().manual_seed(0)).double())
 
 
-@pytest.mark.parametrize("kind", [Branches, Twice])
+class SharedNorm(nn.Module):
+    """One batch norm after a linear layer with a bias, after one without, and after a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 5), nn.Linear(5, 5, bias=False), nn.Linear(5, 3)
+        self.norm = nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.first(x)))
+        x = F.relu(self.norm(self.second(x)))
+        return self.last(self.norm(x.tanh()))  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+
+@pytest.mark.parametrize("kind", [Branches, Twice, SharedNorm])
 def test_functions_and_values_and_layers_that_are_used_twice(kind: type[nn.Module]) -> None:
     modules = seeded(kind)
     assert_fused_is_separate(modules, torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).double())

@@ -39,7 +39,7 @@ class CompilationError(HpoError):
 
 def load_library(source: Path, definitions: Sequence[str]) -> ctypes.CDLL:
     """Return the library of a C file, compiled with macros `NAME=VALUE`. Raises CompilationError."""
-    compiler, text = shlex.split(os.environ.get("CC") or "cc"), source.read_bytes()
+    compiler, text = _compiler(), source.read_bytes()
     options = [*FLAGS, *(f"-D{each}" for each in definitions)]
     macros = _run([*compiler, *options, "-dM", "-E", "-x", "c", os.devnull])
     name = hashlib.sha256(b"\0".join([text, *map(str.encode, options), macros])).hexdigest()
@@ -49,6 +49,8 @@ def load_library(source: Path, definitions: Sequence[str]) -> ctypes.CDLL:
             with temporary_path(library.parent, folder=True) as folder:
                 part = folder / library.name
                 _run([*compiler, *options, "-o", str(part), str(source), "-lm"])
+                with open(part, "rb") as file:
+                    os.fsync(file.fileno())  # to load a part of a library would kill the process
                 part.replace(library)
     except OSError as error:
         raise CompilationError(f"the compiled library cannot be written ({error})") from error
@@ -56,6 +58,15 @@ def load_library(source: Path, definitions: Sequence[str]) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise CompilationError(f"{library}: cannot be loaded ({error})") from error
+
+
+def _compiler() -> list[str]:
+    """Return the words of the command in CC, or `cc`."""
+    command = os.environ.get("CC", "")
+    try:
+        return [word for word in shlex.split(command) if word] or ["cc"]
+    except ValueError as error:
+        raise CompilationError(f"CC is {command!r}, which is no command ({error})") from error
 
 
 def _own_folder() -> Path:
@@ -77,6 +88,7 @@ def _run(command: Sequence[str]) -> bytes:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CompilationError(f"the C compiler '{command[0]}' failed ({error})") from error
     if done.returncode != 0:
-        first = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[0]
-        raise CompilationError(f"the C compiler '{command[0]}' failed ({first})")
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        reason = next((line for line in lines if "error" in line), lines[0])
+        raise CompilationError(f"the C compiler '{command[0]}' failed ({reason})")
     return done.stdout

@@ -113,7 +113,7 @@ void backward(VALUE *grads, const VALUE *outputs, const VALUE *products, const R
             for (int64_t i = 0; i < batch; i++) {
                 REAL grad = get(g[i]) * scale, value = get(y[i]) <= 0 ? 0 : grad;
                 g[i] = put(value);
-                sum += value;
+                sum += get(g[i]); /* as it is used below, so that the gradients of a row still cancel */
             }
         } else
             for (int64_t i = 0; i < batch; i++) sum += get(g[i]);
@@ -150,7 +150,7 @@ void cross_entropy(const REAL *logits, const int64_t *labels, int64_t label_stri
             }
             for (int64_t c = 1; c < classes; c++)
                 for (int64_t i = 0; i < size; i++) {
-                    int larger = x[c * batch + i] > largest[i];
+                    int larger = x[c * batch + i] > largest[i] || (isnan(x[c * batch + i]) && !isnan(largest[i]));
                     largest[i] = larger ? x[c * batch + i] : largest[i];
                     predicted[i] = larger ? c : predicted[i];
                 }

@@ -1,7 +1,7 @@
 """The passes of passes.c, called with tensors.
 
-They are 1.3 times as fast as torch's operations in a network with dropout (docs/explanation/log.md). Where they cannot
-be compiled, all callers have a form by torch, which is equal but for rounding.
+Their callers compute the same by torch's operations where there are no passes, equal but for rounding and slower
+(benchmarks/passes.py).
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ class BatchNorm(StackedLayer):
         `count` is the number of values per channel. Nothing reads the running statistics between training steps, so
         they are updated for several batches at once: a dozen operations each time cost more than these batches' norms.
         """
-        self._recorded.append((mean, scale, count))
+        self._recorded.append((mean.reshape(-1), scale.reshape(-1), count))
         if len(self._recorded) == MAX_RECORDED:
             self._update_statistics()
 

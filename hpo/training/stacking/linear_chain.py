@@ -172,17 +172,18 @@ def with_chains(
     root: nn.Module,
     layers: dict[str, StackedLayer],
     stacked: set[fx.Node],
+    compute: torch.dtype,
     whole: bool,
 ) -> list[tuple[list[fx.Node], Run, list[str]]]:
     """Return the program with linear layers, and what follows them, as one step, and each step with its nodes.
 
     If `whole`, a chain and the next one are one step where only the next one reads its output. `layers` are the stacked
-    layers by their modules' names, with " at NODE" for dropout; `stacked` are the nodes with stacked values. Nothing
-    but the chains reads the values between their layers, so they run where their first layer does.
+    layers by their modules' names, with " at NODE" for dropout; `stacked` are the nodes with stacked values; `compute`
+    is the type of activations. Nothing but the chains reads the values between their layers, so they run where their
+    first layer does.
     """
-    weight = next(root.parameters())
-    if weight.device.type == "cpu":
-        load_passes(weight.dtype)  # here: the processes of stacks would load them anew
+    if next(root.parameters()).device.type == "cpu":
+        load_passes(compute)  # here: the processes of stacks would load them anew
     runs = {name: run for name, run, _ in steps}
     frees = {name: free for name, _, free in steps}
     found: list[tuple[list[fx.Node], Run, list[str]]] = []

@@ -202,7 +202,8 @@ def _program(
         steps.append((node.name, run, free))
     depths = padding if padding is not None and padding.differ_in_depth else None
     program = []
-    for nodes, run, free in with_chains(steps, traced.graph, members[0], constructed, stacked, whole=depths is None):
+    whole = depths is None
+    for nodes, run, free in with_chains(steps, traced.graph, members[0], constructed, stacked, compute, whole):
         if depths is not None and nodes[0].op == "call_module" and not stacked.isdisjoint(nodes[0].all_input_nodes):
             run = _run_first_members(run, nodes[0], depths, members[0])
         program.append((nodes[-1].name, run, free))

@@ -60,7 +60,7 @@ def cross_entropy(
     # transposed: the order in which the last layer wrote the outputs to memory
     logits = in_float(outputs).transpose(1, 2)
     targets = labels.expand(len(logits), -1)
-    passes = passes_for(logits)
+    passes = passes_for(logits) if labels.dtype == torch.int64 else None
     if passes is not None and smoothing is None and class_weights is None:
         loss, correct = _CrossEntropyFunction.apply(logits.contiguous(), targets, passes)  # type: ignore[no-untyped-call]
         return RowLosses(loss, loss), correct
