@@ -143,9 +143,9 @@ def load_passes(dtype: torch.dtype) -> str | None:
 
 
 def passes_for(x: Tensor) -> Passes | None:
-    """Return the passes for a tensor's type and device, None where torch is used instead.
+    """Return the passes for a tensor, None where torch computes instead.
 
-    That is where torch's operations have several threads, too.
+    That is on other devices, in other types, where operations have several threads, and where there are no passes.
     """
     if x.device.type != "cpu" or x.dtype not in MACROS or torch.get_num_threads() > 1:
         return None
