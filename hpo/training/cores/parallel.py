@@ -28,7 +28,7 @@ from hpo.training.stack import Member, Stack
 MIN_PROCESS_FLOPS = 25_000_000_000
 """Floating-point operations of a training from which processes pay: about half a second."""
 
-MIN_STEP_FLOPS_PER_PROCESS, MIN_STEP_FLOPS_PER_THREAD = 40_000_000, 100_000_000
+MIN_STEP_FLOPS_PER_PROCESS, MIN_STEP_FLOPS_PER_THREAD = 20_000_000, 100_000_000
 """Floating-point operations in a step from which a further process or thread pays: up to about a millisecond."""
 
 AnyStack = Stack | StackProcess
