@@ -219,3 +219,36 @@ void adam(REAL *restrict values, const VALUE *restrict grads, VALUE *restrict co
         }
     }
 }
+
+/* AdaGrad sums the squares of the gradients, RMSprop averages them with the factors `alphas`. */
+void descend_scaled(REAL *restrict values, const VALUE *restrict grads, VALUE *restrict copies, REAL *restrict squares,
+                    const REAL *rates, const REAL *alphas, const REAL *eps, const REAL *clips, const REAL *decays,
+                    int adagrad, int64_t members, int64_t count) {
+    for (int64_t member = 0; member < members; member++) {
+        REAL rate = rates[member], least = eps[member];
+        REAL clip = clips ? clips[member] : 1, decay = decays ? decays[member] : 0;
+        REAL kept = adagrad ? 1 : alphas[member], added = adagrad ? 1 : 1 - alphas[member];
+        for (int64_t i = member * count; i < (member + 1) * count; i++) {
+            REAL grad = clip * get(grads[i]) + decay * values[i];
+            squares[i] = kept * squares[i] + added * grad * grad;
+            values[i] -= rate * grad / (sqrt(squares[i]) + least);
+            if (copies) copies[i] = put(values[i]);
+        }
+    }
+}
+
+void lion(REAL *restrict values, const VALUE *restrict grads, VALUE *restrict copies, REAL *restrict means,
+          const REAL *rates, const REAL *betas1, const REAL *betas2, const REAL *clips, const REAL *decays,
+          int64_t members, int64_t count) {
+    for (int64_t member = 0; member < members; member++) {
+        REAL rate = rates[member], beta1 = betas1[member], beta2 = betas2[member];
+        REAL clip = clips ? clips[member] : 1, kept = decays ? 1 - rate * decays[member] : 1;
+        for (int64_t i = member * count; i < (member + 1) * count; i++) {
+            REAL grad = clip * get(grads[i]), update = beta1 * means[i] + (1 - beta1) * grad;
+            REAL sign = update > 0 ? 1 : update < 0 ? -1 : update; /* NaN stays NaN */
+            values[i] = kept * values[i] - rate * sign;
+            means[i] = beta2 * means[i] + (1 - beta2) * grad;
+            if (copies) copies[i] = put(values[i]);
+        }
+    }
+}

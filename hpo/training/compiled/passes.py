@@ -33,6 +33,8 @@ ARGUMENTS = {
     "descend": "ppppppnn",
     "descend_with_momentum": "ppppppppfnn",
     "adam": "pppppppppppfnnn",
+    "descend_scaled": "pppppppppfnn",
+    "lion": "pppppppppnn",
 }
 """Function -> its arguments: pointers, numbers, flags and doubles."""
 
@@ -114,7 +116,7 @@ class Passes:
         columns: Sequence[Tensor | None],
         numbers: Sequence[int],
     ) -> None:
-        """Run `descend`, `descend_with_momentum` or `adam`, which update values and state in place.
+        """Run the pass of an optimizer, such as `adam`, which updates values and state in place.
 
         `tensors` are values, gradients, copies and state, [K, elements], `columns` hyperparameters, clips and decays,
         [K, 1], and `numbers` what else the pass takes before the sizes.

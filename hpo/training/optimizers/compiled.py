@@ -7,14 +7,18 @@ from torch import Tensor
 from hpo.training.compiled.passes import passes_for
 from hpo.training.optimizers.rules import DECOUPLED, Hyper, OptimizerState
 
-ADAM = "adam", ("lr", "beta1", "beta2", "eps")
 MOMENTUM = "descend_with_momentum", ("lr", "momentum")
+SCALED = "descend_scaled", ("lr", "alpha", "eps")
+ADAM = "adam", ("lr", "beta1", "beta2", "eps")
 PASSES = {
     "sgd": ("descend", ("lr",)),
     "momentum": MOMENTUM,
     "nesterov": MOMENTUM,
+    "adagrad": SCALED,
+    "rmsprop": SCALED,
     "adam": ADAM,
     "adamw": ADAM,
+    "lion": ("lion", ("lr", "beta1", "beta2")),
     "muon": ADAM,
 }
 """Kind -> its pass and hyperparameters. That of `muon` is for parameters that are no hidden matrices."""
@@ -36,15 +40,15 @@ def compiled_update(
     `copy` gets the value in the gradient's type, if that is another one. `clip`, the factors of the gradient, and
     `decay`, the weight decay, are [K, 1] or None. `step` is the number of updates with this one.
     """
-    passes = passes_for(grad) if kind in PASSES and value.is_contiguous() else None
+    passes = passes_for(grad) if value.is_contiguous() else None
     if passes is None:
         return False
     name, columns = PASSES[kind]
     numbers: list[int] = []
     if name == "adam":
         numbers = [kind in DECOUPLED, step]
-    elif name == "descend_with_momentum":
-        numbers = [kind == "nesterov"]
+    elif name in ("descend_with_momentum", "descend_scaled"):
+        numbers = [kind in ("nesterov", "adagrad")]
     tensors = [value, grad, copy, *state]
     passes.update(name, tensors, [*(hyper[column] for column in columns), clip, decay], numbers)
     return True
