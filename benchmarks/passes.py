@@ -85,7 +85,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     dataset, found = find_images(1)
-    images, digits = (to_device(each, 0, torch.device("cpu")) for each in (found, load_split(_digits())))
+    small = load_split(study_of("digits", False, 1, "float32"))
+    images, digits = (to_device(each, 0, torch.device("cpu")) for each in (found, small))
     print(f"{platform.machine()}, torch {torch.__version__}, {args.precision}, {args.members} members in one thread")
     for title, config, split in cases(dataset, images, digits):
         members = [with_tiny_lr(Member(number, config, number)) for number in range(args.members)]
@@ -98,10 +99,6 @@ def main() -> None:
         }
         with reused_memory():
             print(*table(title, alternate(candidates, args.rounds), args.members, BY_TORCH), sep="\n", flush=True)
-
-
-def _digits() -> Any:
-    return study_of("digits", False, 1, "float32")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class Passes:
         The vectors are [K, units]. The statistics are means, inverse deviations, and means of products plus `bias`.
         """
         out, statistics = torch.empty_like(products), shift.new_empty(3, *products.shape[:2])
-        vectors = bias, weight, shift  # parts of one block: they have one stride
+        vectors = bias, weight, shift  # of one stride: parts of one block, or contiguous copies of these
         self._call("forward", products, out, *vectors, eps, statistics, relu, *products.shape, shift.stride(0))
         return out, statistics
 

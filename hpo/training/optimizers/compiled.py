@@ -5,23 +5,21 @@ from __future__ import annotations
 from torch import Tensor
 
 from hpo.training.compiled.passes import passes_for
-from hpo.training.optimizers.rules import DECOUPLED, Hyper, OptimizerState
+from hpo.training.optimizers.rules import Hyper, OptimizerState
 
-MOMENTUM = "descend_with_momentum", ("lr", "momentum")
-SCALED = "descend_scaled", ("lr", "alpha", "eps")
-ADAM = "adam", ("lr", "beta1", "beta2", "eps")
-PASSES = {
-    "sgd": ("descend", ("lr",)),
-    "momentum": MOMENTUM,
-    "nesterov": MOMENTUM,
-    "adagrad": SCALED,
-    "rmsprop": SCALED,
-    "adam": ADAM,
-    "adamw": ADAM,
-    "lion": ("lion", ("lr", "beta1", "beta2")),
-    "muon": ADAM,
+MOMENTUM, SCALED, ADAM = ("lr", "momentum"), ("lr", "alpha", "eps"), ("lr", "beta1", "beta2", "eps")
+PASSES: dict[str, tuple[str, tuple[str, ...], tuple[bool, ...]]] = {
+    "sgd": ("descend", ("lr",), ()),
+    "momentum": ("descend_with_momentum", MOMENTUM, (False,)),
+    "nesterov": ("descend_with_momentum", MOMENTUM, (True,)),
+    "adagrad": ("descend_scaled", SCALED, (True,)),
+    "rmsprop": ("descend_scaled", SCALED, (False,)),
+    "adam": ("adam", ADAM, (False,)),
+    "adamw": ("adam", ADAM, (True,)),
+    "lion": ("lion", ("lr", "beta1", "beta2"), ()),
+    "muon": ("adam", ADAM, (True,)),
 }
-"""Kind -> its pass and hyperparameters. That of `muon` is for parameters that are no hidden matrices."""
+"""Kind -> its pass, hyperparameters and flags. That of `muon` is for parameters that are no hidden matrices."""
 
 
 def compiled_update(
@@ -35,7 +33,7 @@ def compiled_update(
     decay: Tensor | None,
     step: int,
 ) -> bool:
-    """Update a part [K, elements] for an optimizer's kind, and return True; False where there is no pass for it.
+    """Update a part [K, elements] for an optimizer's kind, and return True; False where there are no passes for it.
 
     `copy` gets the value in the gradient's type, if that is another one. `clip`, the factors of the gradient, and
     `decay`, the weight decay, are [K, 1] or None. `step` is the number of updates with this one.
@@ -43,12 +41,8 @@ def compiled_update(
     passes = passes_for(grad) if value.is_contiguous() else None
     if passes is None:
         return False
-    name, columns = PASSES[kind]
-    numbers: list[int] = []
-    if name == "adam":
-        numbers = [kind in DECOUPLED, step]
-    elif name in ("descend_with_momentum", "descend_scaled"):
-        numbers = [kind in ("nesterov", "adagrad")]
+    name, columns, flags = PASSES[kind]
+    numbers = (*flags, step) if name == "adam" else flags
     tensors = [value, grad, copy, *state]
     passes.update(name, tensors, [*(hyper[column] for column in columns), clip, decay], numbers)
     return True

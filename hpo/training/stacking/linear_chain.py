@@ -117,9 +117,8 @@ class LinearChain:
 
     def evaluate(self, product: Tensor, passes: Passes) -> None:
         """Replace the linear layer's products [K, units, B] by the chain's output outside of training."""
-        weight, shift = None, None if self.linear.bias is None else at_least_float32(self.linear.bias.value)
-        if self.norm is not None:
-            weight, shift = self.norm.of_running_statistics(shift)
+        bias = None if self.linear.bias is None else at_least_float32(self.linear.bias.value)
+        weight, shift = (None, bias) if self.norm is None else self.norm.of_running_statistics(bias)
         passes.shift(product, weight, shift, self.relu)
 
     def backward(self, grad: Tensor, *saved: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ vectors (biases, batch-norm parameters) share one block. Weight decay acts on we
 on whole blocks.
 
 Each block has master values, which the optimizer updates, a gradient, and the values that the layers compute with: the
-master values themselves, or for bfloat16 a copy in that type, which `refresh` updates after each step.
+master values themselves, or for bfloat16 a copy in that type, which the optimizer updates, too.
 
 A parameter that does not contribute to a step's loss has no gradient in that step (in torch, None). Members cannot
 differ in this: a stack is one graph for all of them, and modules with data-dependent control flow are not stacked.
@@ -115,7 +115,7 @@ class ParameterBlocks:
             block.grad.mul_(mask)
 
     def refresh(self) -> None:
-        """Copy the master values into the values that the layers compute with. Call it after the optimizer's step."""
+        """Copy the master values into the values that the layers compute with. Call it after a change of those."""
         for block in self.blocks:
             if block.compute is not block.master:
                 block.compute.copy_(block.master)

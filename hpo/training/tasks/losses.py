@@ -60,11 +60,11 @@ def cross_entropy(
     # transposed: the order in which the last layer wrote the outputs to memory
     logits = in_float(outputs).transpose(1, 2)
     targets = labels.expand(len(logits), -1)
-    passes = passes_for(logits) if labels.dtype == torch.int64 else None
+    passes = passes_for(logits) if labels.dtype == torch.int64 else None  # torch refuses other types
     if passes is not None and smoothing is None and class_weights is None:
         loss, correct = _CrossEntropyFunction.apply(logits.contiguous(), targets, passes)  # type: ignore[no-untyped-call]
         return RowLosses(loss, loss), correct
-    return _weighted_cross_entropy(logits, labels, smoothing, class_weights), correct_labels(logits, targets)
+    return _cross_entropy_by_torch(logits, labels, smoothing, class_weights), correct_labels(logits, targets)
 
 
 def correct_labels(logits: Tensor, labels: Tensor) -> Tensor:
@@ -73,10 +73,10 @@ def correct_labels(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.detach().max(1).indices == labels).sum(1)
 
 
-def _weighted_cross_entropy(
+def _cross_entropy_by_torch(
     logits: Tensor, labels: Tensor, smoothing: Tensor | None, class_weights: Tensor | None
 ) -> RowLosses:
-    """Return the cross-entropy by torch's operations, for logits [K, classes, B] and labels [B] or [K, B]."""
+    """Return the cross-entropy of labels [B] or [K, B] for logits [K, classes, B]."""
     targets = labels.expand(len(logits), -1)
     if smoothing is None and class_weights is None:
         loss = F.cross_entropy(logits, targets, reduction="none")
